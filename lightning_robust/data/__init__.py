@@ -1,0 +1,20 @@
+"""Where examples come from."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from lightning_robust.data.items import Environment, Item, Text
+
+_NAMES = {
+    "TextDataModule": "lightning_robust.data.datamodule",
+    "TextSource": "lightning_robust.data.sources",
+}
+__all__ = ["Environment", "Item", "Text", *_NAMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
