@@ -20,7 +20,7 @@ def input_embeddings(module: nn.Module, name: str | None = None) -> nn.Module:
     Raises:
         ConfigError: If ``name`` does not exist, or nothing or more than one candidate is found.
     """
-    modules = dict(module.named_modules())
+    modules: dict[str, nn.Module] = dict(module.named_modules())
     if name is not None:
         if name in modules:
             return modules[name]
@@ -35,7 +35,7 @@ def input_embeddings(module: nn.Module, name: str | None = None) -> nn.Module:
         return next(iter(found.values()))
     raise ConfigError(
         f"Expected one input embedding layer in {type(module).__name__}, but found {len(found)}: "
-        f"{_list(_embedding_names(modules))}. Name it: embeddings=\"path.to.submodule\"."
+        f'{_list(_embedding_names(modules))}. Name it: embeddings="path.to.submodule".'
     )
 
 

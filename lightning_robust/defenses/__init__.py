@@ -1,0 +1,12 @@
+"""Training-time defenses: Lightning callbacks that wrap the training step.
+
+A new defense is one file and one line here.
+"""
+
+from __future__ import annotations
+
+from lightning_robust.defenses.base import Defense
+from lightning_robust.defenses.freelb import FreeLB
+from lightning_robust.defenses.vrex import VREx
+
+__all__ = ["Defense", "FreeLB", "VREx"]

@@ -1,0 +1,285 @@
+"""The defense contract: a Lightning callback that wraps the training step."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from lightning_robust.defenses.tracing import StepTrace, _restore_attribute
+from lightning_robust.errors import ConfigError
+
+Batch = Any
+Step = Callable[[Batch], Tensor]
+
+
+class Defense(Callback):
+    """Base of all training-time defenses.
+
+    A defense overrides `training_loss`. Defenses compose in callback order, like middleware: the
+    first one is the outermost, and the ``step`` that it is given is the next one's loss.
+
+    Works on any LightningModule with automatic optimization whose ``training_step`` returns a loss
+    or a dict with ``loss``. The module's class, signature and checkpoints stay as they are.
+
+    Example::
+
+        class LabelFree(Defense):
+            def training_loss(self, step, batch):
+                return 0.5 * (step(batch) + step(batch))
+    """
+
+    _chain: DefenseChain | None = None
+
+    def training_loss(self, step: Step, batch: Batch) -> Tensor:
+        """Return the loss to minimise, a scalar.
+
+        Its gradient with respect to the weights must be the defense's update; ``step`` may be called
+        any number of times, on the batch, on a part of it (see `DefenseChain.on_rows`) or on another.
+        """
+        return step(batch)
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise `ConfigError` when fit starts if the defense cannot work on this module."""
+
+    @property
+    def chain(self) -> DefenseChain:
+        """The composition that this defense is part of, while fit runs.
+
+        Raises:
+            ConfigError: Outside of fit.
+        """
+        if self._chain is None:
+            raise ConfigError(
+                f"Expected {type(self).__name__} to run inside Trainer.fit, but no fit is running."
+            )
+        return self._chain
+
+    @property
+    def is_outermost(self) -> bool:
+        """Whether this defense's loss goes to Lightning as it is."""
+        return self.chain.defenses[0] is self
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        defenses = [callback for callback in trainer.callbacks if isinstance(callback, Defense)]  # type: ignore[attr-defined]
+        if defenses[0] is self:
+            chain = DefenseChain(trainer, pl_module, defenses)
+            for defense in defenses:
+                defense._chain = chain
+                defense.check(trainer, pl_module)
+            chain.install()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._chain is not None:
+            self._chain.release_gradients()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._unwrap()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._unwrap()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._unwrap()
+
+    def _unwrap(self) -> None:
+        if self._chain is not None:
+            self._chain.restore()
+            self._chain = None
+
+
+class _SkipBatch(Exception):
+    """The user's step returned None: Lightning's way to skip a batch."""
+
+
+class DefenseChain:
+    """All defenses of one fit around one module's ``training_step``."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule, defenses: list[Defense]) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.defenses = defenses
+        self.batch: Batch = None
+        self.row_stack: list[Tensor] = []
+        self._perturbations = 0
+        self._installed = False
+        self._shadowed: Any = None
+        self._held_back: list[tuple[torch.nn.Parameter, Tensor]] = []
+        self._backed = False
+        self._check()
+
+    def _check(self) -> None:
+        name = type(self.module).__name__
+        names = ", ".join(type(defense).__name__ for defense in self.defenses)
+        if not self.module.automatic_optimization:
+            raise ConfigError(
+                f"Expected {name} to use automatic optimization, but it sets automatic_optimization=False. "
+                f"{names} change the loss, so Lightning must take the optimizer steps."
+            )
+        if not is_overridden("training_step", self.module):
+            raise ConfigError(f"Expected {name} to define training_step, which {names} wrap.")
+        if "dataloader_iter" in inspect.signature(self.module.training_step).parameters:
+            raise ConfigError(
+                f"Expected {name}.training_step to take a batch, but it takes `dataloader_iter`. "
+                f"{names} need the batch."
+            )
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            raise ConfigError(
+                f"Expected {name} to have a trainable parameter, but all are frozen: nothing to defend."
+            )
+
+    def install(self) -> None:
+        """Put the defenses around the module's ``training_step``."""
+        original = self.module.training_step
+
+        @functools.wraps(original)
+        def training_step(batch: Batch, *args: Any, **kwargs: Any) -> Any:
+            return self._run(lambda b: original(b, *args, **kwargs), batch)
+
+        self._shadowed = self.module.__dict__.get("training_step")
+        self.module.__dict__["training_step"] = training_step
+        self._installed = True
+
+    def restore(self) -> None:
+        """Give the module its own ``training_step`` back; may be called again."""
+        if self._installed:
+            _restore_attribute(self.module, "training_step", self._shadowed)
+            self._installed = False
+            self._held_back = []
+
+    def _run(self, user_step: Callable[[Batch], Any], batch: Batch) -> Any:
+        trace = StepTrace(self.module)
+        self._backed, self._held_back = False, []
+        accumulated = [(p, p.grad) for p in self._trainable()]
+
+        def innermost(b: Batch) -> Tensor:
+            plain = not self._perturbations and (b is batch or bool(self.row_stack))
+            rows = None if not self.row_stack else self._absolute_rows(0).tolist()
+            outer, self.batch = self.batch, b
+            try:
+                with trace.call(plain=plain, rows=rows) as keep:
+                    output = user_step(b)
+                    keep(output)
+            finally:
+                self.batch = outer
+            if output is None:
+                raise _SkipBatch
+            return self._loss_of(output)
+
+        step: Step = innermost
+        for defense in reversed(self.defenses):
+            step = functools.partial(defense.training_loss, step)
+        try:
+            loss = step(batch)
+        except _SkipBatch:
+            trace.close()
+            return None
+        finally:
+            self._stash_gradients(accumulated)
+            self.row_stack, self._perturbations, self.batch = [], 0, None
+        output = trace.close()
+        return {**output, "loss": loss} if isinstance(output, dict) else loss
+
+    def _loss_of(self, output: Any) -> Tensor:
+        loss = output.get("loss") if isinstance(output, dict) else output
+        if isinstance(loss, Tensor):
+            return loss
+        there = (
+            f"a dict with {', '.join(map(str, output))}"
+            if isinstance(output, dict)
+            else type(output).__name__
+        )
+        raise ConfigError(
+            f"Expected {type(self.module).__name__}.training_step to return a loss tensor or a dict with `loss`, "
+            f"but got {there}."
+        )
+
+    # Rows and perturbations ---------------------------------------------------------------------
+
+    @contextmanager
+    def on_rows(self, rows: Tensor) -> Iterator[None]:
+        """Say that calls inside this context are on ``rows`` ``(n,)`` of the batch that is being handled.
+
+        Perturbations that were made for the whole batch then apply to these rows, and what is logged
+        counts as a part of one pass.
+        """
+        self.row_stack.append(rows.cpu())
+        try:
+            yield
+        finally:
+            self.row_stack.pop()
+
+    @contextmanager
+    def perturbing(self) -> Iterator[None]:
+        """Say that calls inside this context see a perturbed model or input: they are no plain passes."""
+        self._perturbations += 1
+        try:
+            yield
+        finally:
+            self._perturbations -= 1
+
+    def _absolute_rows(self, depth: int) -> Tensor:
+        rows = self.row_stack[depth]
+        for inner in self.row_stack[depth + 1 :]:
+            rows = rows[inner]
+        return rows
+
+    def rows_since(self, depth: int) -> tuple[int, ...] | None:
+        """Rows of the current call, relative to the batch handled ``depth`` splits deep; None: all of it."""
+        return tuple(self._absolute_rows(depth).tolist()) if len(self.row_stack) > depth else None
+
+    def generator(self, seed: int, device: torch.device) -> torch.Generator:
+        """A generator for this training batch and rank: the same after a resume, apart from the global one."""
+        trainer = self.trainer
+        mixed = 0
+        for part in (seed, trainer.current_epoch, trainer.fit_loop.batch_idx, trainer.global_rank):
+            mixed = (mixed * 1_000_003 + part + 1) % (2**63 - 1)
+        return torch.Generator(device).manual_seed(mixed)
+
+    # Gradients of extra passes ------------------------------------------------------------------
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate a part of this batch's loss now, so that its graph need not be kept.
+
+        Only for the outermost defense. The gradients join those of the loss that Lightning
+        back-propagates: Lightning zeroes gradients between the training step and its backward, so
+        they are held back until then.
+        """
+        if not self._backed:
+            for parameter in self._trainable():
+                parameter.grad = None
+            self._backed = True
+        loss = loss / self.trainer.accumulate_grad_batches
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            loss = scaler.scale(loss)
+        strategy = self.trainer.strategy
+        local = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+        with local, torch.autocast(loss.device.type, enabled=False):
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def _stash_gradients(self, accumulated: list[tuple[torch.nn.Parameter, Tensor | None]]) -> None:
+        if self._backed:
+            self._held_back = [(p, p.grad) for p, _ in accumulated if p.grad is not None]
+            for parameter, gradient in accumulated:
+                parameter.grad = gradient
+
+    def release_gradients(self) -> None:
+        """Add the gradients of the early backward passes; called right before Lightning's own backward."""
+        held_back, self._held_back = self._held_back, []
+        for parameter, gradient in held_back:
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad.add_(gradient)
+
+    def _trainable(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]

@@ -1,0 +1,75 @@
+"""Rows of a batch of any shape: their number, a subset of them, their domains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_robust.errors import ConfigError, did_you_mean
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of rows: the first dimension of the first tensor found.
+
+    Raises:
+        ConfigError: If the batch holds no tensor.
+    """
+    size = _first_size(batch)
+    if size is None:
+        raise ConfigError(f"Expected a batch that holds a tensor, but got {type(batch).__name__}.")
+    return size
+
+
+def take_rows(batch: Any, rows: Tensor) -> Any:
+    """Return the batch restricted to ``rows`` ``(n,)``; tensors and lists of the batch's length follow."""
+    return _take(batch, rows, batch_size(batch))
+
+
+def domains_of(batch: Any, key: str | int) -> Tensor:
+    """Return each row's domain ``(batch,)``, found under ``key`` (a dict key or a tuple index).
+
+    Raises:
+        ConfigError: If the batch has no such entry.
+    """
+    if isinstance(batch, Mapping):
+        if key in batch:
+            return torch.as_tensor(batch[key])
+        there = ", ".join(map(str, batch))
+        hint = did_you_mean(str(key), map(str, batch))
+        raise ConfigError(
+            f"Expected each training batch to hold {key!r}, but it holds: {there}.{hint} "
+            'Give the training sources domains, or name the entry: domain_key="...".'
+        )
+    if isinstance(batch, list | tuple) and isinstance(key, int) and -len(batch) <= key < len(batch):
+        return torch.as_tensor(batch[key])
+    raise ConfigError(
+        f"Expected each training batch to hold its rows' domains, but got a {type(batch).__name__} without "
+        f'{key!r}. Name the entry: domain_key="name" for a dict, domain_key=2 for a tuple.'
+    )
+
+
+def _first_size(batch: Any) -> int | None:
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.ndim else None
+    values = (
+        batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    )
+    return next((size for size in map(_first_size, values) if size is not None), None)
+
+
+def _take(value: Any, rows: Tensor, size: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[rows.to(value.device)] if value.ndim and value.shape[0] == size else value
+    if isinstance(value, Mapping):
+        taken = {k: _take(v, rows, size) for k, v in value.items()}
+        return taken if type(value) is dict else type(value)(taken)  # type: ignore[call-arg]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_take(v, rows, size) for v in value))
+    if isinstance(value, list | tuple):
+        if len(value) == size and not any(isinstance(v, Tensor | Mapping) for v in value):
+            return type(value)(value[int(i)] for i in rows)
+        return type(value)(_take(v, rows, size) for v in value)
+    return value

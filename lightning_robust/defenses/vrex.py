@@ -1,0 +1,48 @@
+"""V-REx: equal risk in all training domains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_robust.defenses.base import Batch, Step
+from lightning_robust.defenses.checks import expect
+from lightning_robust.defenses.domains import DomainDefense
+
+
+class VREx(DomainDefense):
+    """Minimise ``mean_d R_d + β · Var_d R_d`` over the mean losses R_d of the training domains.
+
+    The variance is that of the domains in the batch (divided by their number), so a batch with a
+    single domain trains on its plain loss. Mix the domains in every batch.
+
+    Source: Krueger et al. 2021, arXiv 2003.00688; the warm-up and the population variance are those
+    of DomainBed, which also resets Adam's state after the warm-up; here it goes on.
+
+    Args:
+        beta: Weight of the variance after the warm-up.
+        warmup_beta: Weight of the variance during the warm-up.
+        warmup_steps: Optimizer steps of the warm-up.
+        domain_key: Where a batch holds its rows' domains: a dict key or a tuple index.
+
+    Raises:
+        ConfigError: If a setting is out of range; when fit starts or at the first batch, if there are
+            no domains.
+    """
+
+    def __init__(
+        self,
+        beta: float = 10.0,
+        warmup_beta: float = 1.0,
+        warmup_steps: int = 100,
+        domain_key: str | int = "domain",
+    ) -> None:
+        super().__init__(domain_key)
+        self.beta = expect("beta", beta, at_least=0)
+        self.warmup_beta = expect("warmup_beta", warmup_beta, at_least=0)
+        self.warmup_steps = expect("warmup_steps", warmup_steps, at_least=0)
+
+    def training_loss(self, step: Step, batch: Batch) -> Tensor:
+        risks = torch.stack(list(self.domain_risks(step, batch).values()))
+        beta = self.warmup_beta if self.chain.trainer.global_step < self.warmup_steps else self.beta
+        return risks.mean() + beta * risks.var(correction=0)

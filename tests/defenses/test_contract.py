@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_robust.defenses import Defense, FreeLB, VREx
+from lightning_robust.errors import ConfigError
+from tests.defenses.test_freelb import fit
+from tests.foreign import DictLoss, PlainEncoder, loader, rows
+
+
+def risks_by_hand(module, batch):
+    logits = module(batch["input_ids"], batch["attention_mask"])
+    losses = nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+    return torch.stack([losses[batch["domain"] == d].mean() for d in batch["domain"].unique()])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_vrex_equals_the_update_written_out(accumulate):
+    ours, theirs = PlainEncoder().double(), PlainEncoder().double()
+    fit(
+        ours,
+        [VREx(beta=3.0, warmup_beta=0.5, warmup_steps=3)],
+        precision="64-true",
+        accumulate_grad_batches=accumulate,
+    )
+    optimizer, steps = torch.optim.SGD(theirs.parameters(), lr=0.1), 0
+    for _ in range(2):
+        for index, batch in enumerate(loader()):
+            risks = risks_by_hand(theirs, batch)
+            beta = 0.5 if steps < 3 else 3.0
+            ((risks.mean() + beta * ((risks - risks.mean()) ** 2).mean()) / accumulate).backward()
+            if (index + 1) % accumulate == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                steps += 1
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def hybrid_by_hand(module, batch, *, beta, num_steps, step_size, inside):
+    """Both orders of FreeLB and V-REx, all graphs kept, one gradient at the end."""
+
+    def losses(delta):
+        mask = batch["attention_mask"].unsqueeze(-1).to(module.embed.weight.dtype)
+        embedded = module.embed(batch["input_ids"]) + delta * mask
+        pooled = (torch.tanh(module.hidden(embedded)) * mask).sum(1) / mask.sum(1)
+        each = nn.functional.cross_entropy(module.head(pooled), batch["labels"], reduction="none")
+        return torch.stack([each[batch["domain"] == d].mean() for d in batch["domain"].unique()])
+
+    def vrex(risks):
+        return risks.mean() + beta * risks.var(correction=0)
+
+    delta = torch.zeros(*batch["input_ids"].shape, 6, dtype=torch.float64, requires_grad=True)
+    seen = []
+    for _ in range(num_steps):
+        risks = losses(delta)
+        seen.append(risks)
+        climbed = risks.sum() if inside == "freelb" else vrex(risks)
+        gradient = torch.autograd.grad(climbed, delta, retain_graph=True)[0]
+        gradient = gradient / gradient.flatten(1).norm(dim=1)[:, None, None]
+        delta = (delta + step_size * gradient).detach().requires_grad_()
+    if inside == "freelb":
+        return vrex(torch.stack(seen).mean(0))
+    return torch.stack([vrex(risks) for risks in seen]).mean()
+
+
+@pytest.mark.parametrize("inside", ["freelb", "vrex"])
+def test_hybrid_equals_the_maths_in_either_order(inside):
+    ours, theirs = PlainEncoder().double(), PlainEncoder().double()
+    freelb = FreeLB(num_steps=3, step_size=0.25, init_magnitude=0.0)
+    vrex = VREx(beta=2.0, warmup_steps=0)
+    fit(ours, [vrex, freelb] if inside == "freelb" else [freelb, vrex], precision="64-true")
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1)
+    for _ in range(2):
+        for batch in loader():
+            loss = hybrid_by_hand(theirs, batch, beta=2.0, num_steps=3, step_size=0.25, inside=inside)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_domain_batches_of_other_kinds():
+    class Tuples(PlainEncoder):
+        def training_step(self, batch, batch_idx):
+            ids, labels, _ = batch
+            return nn.functional.cross_entropy(self(ids, (ids != 0).long()), labels)
+
+    data = [
+        (torch.stack([r["input_ids"] for r in part]), torch.stack([r["labels"] for r in part]), domains)
+        for part, domains in [(rows()[:4], torch.tensor([0, 1, 0, 1])), (rows()[4:8], torch.tensor([1, 1, 1, 1]))]
+    ]
+    data = DataLoader(data, batch_size=None)
+    fit(Tuples(), [VREx(domain_key=2)], data)
+    with pytest.raises(ConfigError, match="domain_key=2 for a tuple"):
+        fit(Tuples(), [VREx()], data)
+
+
+def test_missing_domain_is_one_clear_error():
+    data = DataLoader([{k: v for k, v in row.items() if k != "domain"} for row in rows()], batch_size=4)
+    with pytest.raises(ConfigError, match=r"hold 'domain', but it holds: input_ids, attention_mask, labels"):
+        fit(PlainEncoder(), [VREx()], data)
+
+
+class Counting(PlainEncoder):
+    """Counts what reaches the logger and the metric."""
+
+    def __init__(self):
+        super().__init__()
+        self.logged, self.counted, self.losses = [], [], []
+
+    def log(self, name, value, *args, **kwargs):
+        self.logged.append(name)
+        super().log(name, value, *args, **kwargs)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(float(loss))
+        return loss
+
+    def on_train_batch_end(self, *args):
+        self.counted.append(int(self.train_accuracy.tp + self.train_accuracy.fn))
+
+
+@pytest.mark.parametrize("defenses", [[FreeLB(num_steps=3)], [VREx()], [VREx(), FreeLB()], [FreeLB(), VREx()]])
+def test_extra_calls_leave_no_trace(defenses):
+    module = Counting()
+    trainer = fit(module, defenses, max_epochs=1)
+    assert module.logged == ["train_loss", "train_accuracy"] * 4
+    assert module.counted == [4, 8, 12, 16]
+    assert 0 <= trainer.callback_metrics["train_accuracy"] <= 1
+
+
+def test_what_is_logged_under_a_domain_defense_is_the_plain_mean():
+    # Learning rate 0: every batch is judged by the same weights.
+    plain, split = PlainEncoder(learning_rate=0.0), PlainEncoder(learning_rate=0.0)
+    reference = fit(plain, [], max_epochs=1).callback_metrics
+    measured = fit(split, [VREx()], max_epochs=1).callback_metrics
+    for key in ("train_loss_epoch", "train_loss_step", "train_accuracy"):
+        torch.testing.assert_close(measured[key], reference[key])
+
+
+def test_the_plain_pass_is_the_one_that_counts():
+    class PlainThenOther(Defense):
+        def training_loss(self, step, batch):
+            clean = step(batch)
+            return clean + step({**batch, "labels": 1 - batch["labels"]})
+
+    reference = fit(PlainEncoder(learning_rate=0.0), [], max_epochs=1).callback_metrics
+    measured = fit(PlainEncoder(learning_rate=0.0), [PlainThenOther()], max_epochs=1).callback_metrics
+    for key in ("train_loss_epoch", "train_accuracy"):
+        torch.testing.assert_close(measured[key], reference[key])
+
+
+class Fails(DictLoss):
+    def on_train_batch_end(self, *args):
+        raise RuntimeError("user code broke")
+
+
+@pytest.mark.parametrize("cls", [DictLoss, Fails])
+def test_module_is_restored_after_fit_and_after_an_exception(cls):
+    module = cls()
+    signature = inspect.signature(module.training_step)
+    seen = []
+    module.on_train_start = lambda: seen.append(
+        (inspect.signature(module.training_step), isinstance(module, cls), type(module) is cls)
+    )
+    if cls is Fails:
+        with pytest.raises(RuntimeError, match="user code broke"):
+            fit(module, [FreeLB(), VREx()])
+    else:
+        fit(module, [FreeLB(), VREx()])
+    assert seen == [(signature, True, True)]
+    assert "training_step" not in module.__dict__
+    assert "log" not in module.__dict__
+    assert not module.embed._forward_hooks
+
+
+def test_skipped_batches_stay_skipped():
+    class Skips(PlainEncoder):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+    fit(Skips(), [FreeLB()])
+
+
+def test_manual_optimization_is_refused():
+    module = PlainEncoder()
+    module.automatic_optimization = False
+    with pytest.raises(ConfigError, match="sets automatic_optimization=False"):
+        fit(module, [FreeLB()])
+
+
+def test_frozen_module_is_refused():
+    module = PlainEncoder()
+    module.requires_grad_(False)
+    with pytest.raises(ConfigError, match="all are frozen"):
+        fit(module, [FreeLB()])
+
+
+def test_step_without_loss_is_refused():
+    class NoLoss(PlainEncoder):
+        def training_step(self, batch, batch_idx):
+            return {"logits": super().training_step(batch, batch_idx)}
+
+    with pytest.raises(ConfigError, match="a dict with `loss`, but got a dict with logits"):
+        fit(NoLoss(), [FreeLB()])
+
+
+def test_defense_outside_fit_says_so():
+    with pytest.raises(ConfigError, match="no fit is running"):
+        FreeLB().chain  # noqa: B018
