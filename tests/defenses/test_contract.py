@@ -94,7 +94,10 @@ def test_domain_batches_of_other_kinds():
 
     data = [
         (torch.stack([r["input_ids"] for r in part]), torch.stack([r["labels"] for r in part]), domains)
-        for part, domains in [(rows()[:4], torch.tensor([0, 1, 0, 1])), (rows()[4:8], torch.tensor([1, 1, 1, 1]))]
+        for part, domains in [
+            (rows()[:4], torch.tensor([0, 1, 0, 1])),
+            (rows()[4:8], torch.tensor([1, 1, 1, 1])),
+        ]
     ]
     data = DataLoader(data, batch_size=None)
     fit(Tuples(), [VREx(domain_key=2)], data)
@@ -128,7 +131,9 @@ class Counting(PlainEncoder):
         self.counted.append(int(self.train_accuracy.tp + self.train_accuracy.fn))
 
 
-@pytest.mark.parametrize("defenses", [[FreeLB(num_steps=3)], [VREx()], [VREx(), FreeLB()], [FreeLB(), VREx()]])
+@pytest.mark.parametrize(
+    "defenses", [[FreeLB(num_steps=3)], [VREx()], [VREx(), FreeLB()], [FreeLB(), VREx()]]
+)
 def test_extra_calls_leave_no_trace(defenses):
     module = Counting()
     trainer = fit(module, defenses, max_epochs=1)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_robust.defenses import FreeLB
 from lightning_robust.errors import ConfigError
-from tests.foreign import DictLoss, PlainEncoder, loader
+from tests.foreign import DictLoss, PlainEncoder, loader, rows
 
 
 def fit(module, callbacks, data=None, **kwargs):
@@ -43,7 +44,9 @@ def by_hand(module, data, *, num_steps, step_size, epsilon=0.0, accumulate=1, ep
                 delta = (delta + step_size * gradient).detach() * mask
                 if epsilon:
                     norms = delta.flatten(1).norm(dim=1)
-                    delta *= torch.where(norms > epsilon, epsilon / norms, torch.ones_like(norms))[:, None, None]
+                    delta *= torch.where(norms > epsilon, epsilon / norms, torch.ones_like(norms))[
+                        :, None, None
+                    ]
             if (index + 1) % accumulate == 0:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -87,8 +90,9 @@ def test_same_seed_same_weights_and_global_rng_untouched():
     assert torch.equal(first[0], second[0])
     assert not torch.equal(first[0], other[0])
     assert torch.equal(first[1], other[1])
+    undefended = PlainEncoder()
     torch.manual_seed(1)
-    fit(PlainEncoder(), [])
+    fit(undefended, [])
     assert torch.equal(torch.rand(1), first[1])
 
 
@@ -137,29 +141,39 @@ def test_padding_and_special_tokens_are_not_perturbed():
         assert torch.equal(moved, (ids != 0) & (ids != 3))
 
 
-def _train_rank(accelerator_devices):
-    module = PlainEncoder().double()
-    defense = FreeLB(num_steps=3, step_size=0.25, init_magnitude=0.0)
-    # One process sees 8 rows a step, each of two sees 4 of them.
-    fit(
-        module,
-        [defense],
-        loader(batch_size=8 // accelerator_devices),
-        precision="64-true",
-        devices=accelerator_devices,
-        strategy="ddp_fork" if accelerator_devices > 1 else "auto",
-        use_distributed_sampler=True,
-    )
-    return module
+class Sharded(PlainEncoder):
+    """Each of n processes sees its share of the same eight rows a step."""
+
+    def train_dataloader(self):
+        number, rank = self.trainer.world_size, self.trainer.global_rank
+        return DataLoader(rows()[rank::number], batch_size=8 // number)
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one():
-    two, one = _train_rank(2), PlainEncoder().double()
-    # The distributed sampler deals rows 0, 2, 4, … and 1, 3, 5, …: eight rows a step in either case.
-    fit(one, [FreeLB(num_steps=3, step_size=0.25, init_magnitude=0.0)], loader(batch_size=8), precision="64-true")
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-9, atol=1e-11, msg=name)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_train_like_one(accumulate):
+    def train(devices):
+        module = Sharded().double()
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=devices,
+            strategy="ddp_fork" if devices > 1 else "auto",
+            use_distributed_sampler=False,
+            callbacks=[FreeLB(num_steps=3, step_size=0.25, init_magnitude=0.0)],
+            accumulate_grad_batches=accumulate,
+            precision="64-true",
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+        )
+        trainer.fit(module)
+        return module.state_dict()
+
+    one, two = train(1), train(2)
+    assert not torch.equal(one["head.weight"], PlainEncoder().double().head.weight)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-11, msg=name)
 
 
 @pytest.mark.parametrize(
