@@ -1,0 +1,248 @@
+"""Records: one row per item and evaluation, the atom of every result."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lightning_robust.errors import RobustError, did_you_mean
+from lightning_robust.results.files import PathLike, RecordsError, missing, write_atomic
+
+SCHEMA_VERSION = 1
+KINDS = ("clean", "ood", "adversarial", "attack")
+STATUSES = ("evaluated", "unparsed", "error", "success", "failed", "skipped")
+
+Kind = Literal["clean", "ood", "adversarial", "attack"]
+
+_WORD = pa.dictionary(pa.int32(), pa.string())  # few distinct values, repeated in every row
+
+SCHEMA = pa.schema(
+    [
+        ("run_id", _WORD),
+        ("epoch", pa.int32()),
+        ("global_step", pa.int64()),
+        ("kind", _WORD),
+        ("environment", _WORD),
+        ("attack", _WORD),
+        ("item_id", pa.string()),
+        ("label", pa.int32()),
+        ("predicted", pa.int32()),
+        ("probability", pa.float32()),
+        ("correct", pa.bool_()),
+        ("status", _WORD),
+        ("queries", pa.int32()),
+        ("seconds", pa.float32()),
+        ("words_changed", pa.int32()),
+        ("text", pa.string()),
+        ("perturbed_text", pa.string()),
+        ("warm_started", pa.bool_()),
+        ("schema_version", pa.int16()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One item's outcome in one evaluation; the columns of a records file.
+
+    Args:
+        run_id: The run that made the evaluation.
+        epoch: ``None`` for an evaluation outside training.
+        global_step: Optimizer steps taken; ``None`` outside training.
+        kind: Role of the environment, or ``attack``.
+        environment: Name of the environment; an attack names the one it draws its items from.
+        attack: Name of the attack; empty for static environments.
+        item_id: Stable across machines and runs; what pairs evaluations.
+        label: The right class.
+        predicted: The class after the attack where there is one; ``None`` where no answer could be parsed.
+        probability: Of the label, after the attack where there is one.
+        correct: Whether the prediction is right (still right, for attacks).
+        status: ``evaluated`` for static environments, ``unparsed`` or ``error`` where that failed;
+            an attack's ``success``, ``failed``, ``skipped`` (first misclassified) or ``error``.
+        queries: Victim calls that the search counted.
+        seconds: Time the item took.
+        words_changed: By the perturbation.
+        text: The original; pairs as ``encode_text`` writes them.
+        perturbed_text: ``None`` unless a search ended on one.
+        warm_started: Whether an earlier evaluation's perturbation was tried first.
+    """
+
+    run_id: str
+    epoch: int | None
+    global_step: int | None
+    kind: Kind
+    environment: str
+    attack: str
+    item_id: str
+    label: int
+    predicted: int | None
+    probability: float | None
+    correct: bool
+    status: str = "evaluated"
+    queries: int = 1
+    seconds: float = 0.0
+    words_changed: int = 0
+    text: str = ""
+    perturbed_text: str | None = None
+    warm_started: bool = False
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("kind", self.kind, KINDS), ("status", self.status, STATUSES)):
+            if value not in known:
+                raise ValueError(f"Expected `{name}` to be one of {', '.join(known)}, but got {value!r}.")
+
+
+def encode_text(text: str | Sequence[str] | None) -> str | None:
+    """Return ``text`` as a text column holds it: pairs become a JSON list.
+
+    Lone surrogates, which no file can hold, are replaced by ``?``.
+    """
+    if text is None:
+        return None
+    flat = text if isinstance(text, str) else json.dumps(list(text), ensure_ascii=False)
+    return flat.encode("utf-8", "replace").decode("utf-8")
+
+
+def decode_text(text: str) -> str | tuple[str, ...]:
+    """Undo ``encode_text``; a single text that is itself a JSON list of strings reads as a pair."""
+    if text.startswith('["'):
+        try:
+            parts = json.loads(text)
+        except ValueError:
+            return text
+        if len(parts) > 1 and all(isinstance(part, str) for part in parts):
+            return tuple(parts)
+    return text
+
+
+def to_table(records: Iterable[Record]) -> pa.Table:
+    """Return ``records`` as a table with the columns of ``SCHEMA``."""
+    rows = list(records)
+    return pa.table(
+        [
+            pa.array([getattr(row, field.name) for row in rows], pa.string()).dictionary_encode()
+            if field.type == _WORD
+            else pa.array([getattr(row, field.name) for row in rows], field.type)
+            for field in SCHEMA
+        ],
+        schema=SCHEMA,
+    )
+
+
+def write_records(path: PathLike, records: Iterable[Record] | pa.Table) -> Path:
+    """Write one evaluation to a Parquet file that appears complete or not at all.
+
+    Raises:
+        RecordsError: Where the folder cannot be written or the disk is full; an earlier file stays.
+    """
+    table = records if isinstance(records, pa.Table) else to_table(records)
+    return write_atomic(Path(path), lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def read_records(path: PathLike | Sequence[PathLike], *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the records of a file, of a run folder, of a folder of runs, or of a list of these.
+
+    Args:
+        path: What to read. Folders are searched for ``records/*.parquet``.
+        columns: The columns to keep; all by default. Fewer need less memory.
+
+    Returns:
+        Rows in the order of the paths and, within a run, of the file names. Files that are cut short
+        are named in a warning and left out.
+
+    Raises:
+        RecordsError: Where nothing is found, a column is unknown, or a file has another schema version.
+    """
+    names = _known_columns(columns)
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    files = [file for one in paths for file in record_files(one)]
+    tables = [table for file in files if (table := _read_file(file, names)) is not None]
+    if files and not tables:
+        raise RecordsError(f"None of the {len(files)} records files under {_joined(paths)} can be read.")
+    if not tables:
+        return SCHEMA.empty_table().select(names)
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def record_files(path: PathLike) -> list[Path]:
+    """Return the records files that ``path`` stands for, sorted by name.
+
+    Raises:
+        RecordsError: Where ``path`` is missing or holds none.
+    """
+    root = Path(path)
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise RecordsError(missing(root))
+    found = sorted(root.glob("records/*.parquet")) or sorted(root.glob("*.parquet"))
+    found = found or sorted(root.rglob("records/*.parquet"))
+    if not found:
+        raise RecordsError(
+            f"Expected records in {root}, but it holds no records/*.parquet. "
+            "Name the folder of a run that was monitored or evaluated."
+        )
+    return found
+
+
+def find_runs(path: PathLike) -> list[Path]:
+    """Return the run folders that ``path`` stands for: itself, or those below it.
+
+    Raises:
+        RecordsError: Where there is none.
+    """
+    root = Path(path)
+    if root.is_file():
+        return [root]
+    folders = {file.parent for file in record_files(root)}
+    return sorted({folder.parent if folder.name == "records" else folder for folder in folders})
+
+
+def _known_columns(columns: Sequence[str] | None) -> list[str]:
+    for name in columns or ():
+        if name not in SCHEMA.names:
+            raise RecordsError(
+                f"Expected `columns` to be among {', '.join(SCHEMA.names)}, but got {name!r}."
+                + did_you_mean(name, SCHEMA.names)
+            )
+    return list(SCHEMA.names if columns is None else columns)
+
+
+def _read_file(path: Path, names: list[str]) -> pa.Table | None:
+    try:
+        # Opened here: a path such as "epoch=003/…" is not to be read as a partition of a data set.
+        with pq.ParquetFile(path) as file:
+            _check_version(path, file)
+            return file.read(columns=names).select(names).cast(pa.schema([SCHEMA.field(n) for n in names]))
+    except RobustError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        warnings.warn(f"{path} is left out: it is cut short or damaged ({error}).", stacklevel=3)
+        return None
+
+
+def _check_version(path: Path, file: pq.ParquetFile) -> None:
+    absent = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+    if "schema_version" in absent:
+        raise RecordsError(f"{path} is no records file: its columns are {file.schema_arrow.names}.")
+    versions = file.read(columns=["schema_version"]).column(0).unique().to_pylist()
+    if any(version != SCHEMA_VERSION for version in versions):
+        raise RecordsError(
+            f"Expected {path} to have schema version {SCHEMA_VERSION}, but got {versions}. "
+            "Read it with the version of lightning-robust that wrote it (its run.json names it)."
+        )
+    if absent:
+        raise RecordsError(f"{path} lacks the columns {', '.join(absent)}; write it again.")
+
+
+def _joined(paths: Sequence[PathLike]) -> str:
+    return ", ".join(str(path) for path in paths)

@@ -1,0 +1,290 @@
+"""Metrics of evaluations, as pure functions of their records."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lightning_robust.results.records import Record, to_table
+
+NON_TEXT_ATTACKS = frozenset({"embedding_pgd"})
+"""White-box attacks on embeddings: no text, so no part of the worst case over texts."""
+
+Records: TypeAlias = "pa.Table | Iterable[Record]"
+Parts: TypeAlias = "Mapping[tuple[str, str], Group]"
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+class Evaluation(NamedTuple):
+    """The records of one evaluation of one run."""
+
+    run_id: str
+    epoch: int | None
+    global_step: int | None
+    table: pa.Table
+
+
+class Score(NamedTuple):
+    """An accuracy, the number of items behind it, and what the most frequent label would score."""
+
+    accuracy: float
+    num_items: int
+    majority: float
+
+
+class Group(NamedTuple):
+    """Rows of one environment or attack, every array of shape ``(items,)``.
+
+    ``predicted`` is -1 where there is no usable answer, which makes it wrong for every class.
+    """
+
+    item_id: list[str]
+    label: Ints
+    predicted: Ints
+    correct: Bools
+    status: NDArray[np.str_]
+    queries: Ints
+    seconds: NDArray[np.float64]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right items; NaN without items."""
+        return float(self.correct.mean()) if len(self.correct) else math.nan
+
+    @property
+    def success_rate(self) -> float:
+        """Successes among attacked items, which were first classified correctly; NaN where there are none.
+
+        Items on which the search broke off count in neither; they are wrong in the accuracy.
+        """
+        successes, failures = int((self.status == "success").sum()), int((self.status == "failed").sum())
+        return successes / (successes + failures) if successes + failures else math.nan
+
+    @property
+    def mean_queries(self) -> float:
+        """Mean over all items; NaN without items."""
+        return float(self.queries.mean()) if len(self.queries) else math.nan
+
+    @property
+    def majority(self) -> float:
+        """Accuracy of always answering the most frequent label."""
+        return _majority(self.label.tolist())
+
+    @property
+    def unusable(self) -> int:
+        """Items without a usable answer: ``unparsed`` or ``error``. They count as wrong."""
+        return int(np.isin(self.status, ["unparsed", "error"]).sum())
+
+
+def evaluations(records: Records) -> list[Evaluation]:
+    """Split records by run, epoch and step, in the order of the steps."""
+    table = as_table(records)
+    keys = table.select(["run_id", "epoch", "global_step"])
+    distinct = keys.group_by(["run_id", "epoch", "global_step"]).aggregate([]).to_pylist()
+    found = [
+        Evaluation(
+            key["run_id"],
+            key["epoch"],
+            key["global_step"],
+            table.filter(
+                pc.and_(
+                    pc.equal(table["run_id"], key["run_id"]),
+                    pc.and_(
+                        _equal(table["epoch"], key["epoch"]),
+                        _equal(table["global_step"], key["global_step"]),
+                    ),
+                )
+            ),
+        )
+        for key in distinct
+    ]
+    return sorted(found, key=lambda one: (one.run_id, _order(one.global_step), _order(one.epoch)))
+
+
+def metrics(records: Records) -> dict[str, float]:
+    """Return the metrics of one evaluation, by the keys that are logged.
+
+    Every item counts: unparsed, failed and skipped ones are wrong. ``adv/accuracy`` is the per-item
+    worst case over the attacks that ran; attacks on embeddings join it only where nothing else ran,
+    and without any attack it is the macro mean of the static adversarial environments. ``joint/*``
+    combine those of clean, adv and ood accuracy that there are.
+    """
+    parts = groups(records)
+    found: dict[str, float] = {}
+    for (kind, name), group in parts.items():
+        if kind == "attack":
+            found[f"adv/{name}/accuracy"] = group.accuracy
+            found[f"adv/{name}/success_rate"] = group.success_rate
+            found[f"adv/{name}/queries"] = group.mean_queries
+            continue
+        prefix = {"clean": "clean", "adversarial": f"adv/{name}", "ood": f"ood/{name}"}[kind]
+        found[f"{prefix}/accuracy"] = group.accuracy
+        if kind != "adversarial":
+            scores = classification_scores(group.label, group.predicted)
+            found.update({f"{prefix}/{score}": value for score, value in scores.items()})
+    found.update(_summaries(parts))
+    return found
+
+
+def groups(records: Records) -> dict[tuple[str, str], Group]:
+    """Split one evaluation by ``(kind, name)``: the environment's name, or the attack's.
+
+    Several clean environments are one group.
+    """
+    table = as_table(records)
+    kinds = np.array(table["kind"].to_pylist(), dtype=object)
+    names = np.where(
+        kinds == "attack",
+        np.array(table["attack"].to_pylist(), dtype=object),
+        np.array(table["environment"].to_pylist(), dtype=object),
+    )
+    rows: dict[tuple[str, str], list[int]] = {}
+    for index, (kind, name) in enumerate(zip(kinds, names, strict=True)):
+        rows.setdefault((kind, "clean" if kind == "clean" else name), []).append(index)
+    order = {"clean": 0, "attack": 1, "adversarial": 2, "ood": 3}
+    keys = sorted(rows, key=lambda key: order[key[0]])
+    return {key: _group(table.take(pa.array(rows[key]))) for key in keys}
+
+
+def worst_case(attacks: Iterable[Group]) -> dict[str, bool]:
+    """Return for every attacked item whether it stayed right under all of ``attacks``."""
+    survived: dict[str, bool] = {}
+    for group in attacks:
+        for item_id, right in zip(group.item_id, group.correct.tolist(), strict=True):
+            survived[item_id] = survived.get(item_id, True) and right
+    return survived
+
+
+def headline_attacks(parts: Parts) -> dict[str, Group]:
+    """Return the attacks that make ``adv/accuracy``: those on texts, else whatever ran."""
+    attacks = {name: group for (kind, name), group in parts.items() if kind == "attack"}
+    texts = {name: group for name, group in attacks.items() if name not in NON_TEXT_ATTACKS}
+    return texts or attacks
+
+
+def classification_scores(label: Ints, predicted: Ints) -> dict[str, float]:
+    """Return macro ``f1``, ``precision`` and ``recall`` over the classes in labels or predictions.
+
+    A class never predicted has precision 0 and one without items recall 0, as in scikit-learn and
+    torchmetrics. Predictions below 0 are wrong answers of no class.
+    """
+    classes = np.union1d(label, predicted[predicted >= 0])
+    if not len(label):
+        return {"f1": math.nan, "precision": math.nan, "recall": math.nan}
+    hits = np.array([np.sum((label == k) & (predicted == k)) for k in classes], dtype=float)
+    said = np.array([np.sum(predicted == k) for k in classes], dtype=float)
+    true = np.array([np.sum(label == k) for k in classes], dtype=float)
+    return {
+        "f1": float(np.mean(2 * hits / (said + true))),
+        "precision": float(np.mean(hits / np.maximum(said, 1))),
+        "recall": float(np.mean(hits / np.maximum(true, 1))),
+    }
+
+
+def transfer_deltas(reference: Records, records: Records) -> dict[str, float]:
+    """Return how adversarial and OOD accuracy changed since a reference evaluation of the same run.
+
+    Only items and parts present in both count, so a changed sample changes nothing. Returns
+    ``transfer/adv_delta`` and ``transfer/ood_delta`` (NaN without common items) and
+    ``transfer/ratio``, OOD change per adversarial change (NaN where the latter is 0).
+    """
+    before, after = groups(reference), groups(records)
+    adv = _attack_delta(before, after)
+    if math.isnan(adv):
+        adv = _environment_delta(before, after, "adversarial")
+    ood = _environment_delta(before, after, "ood")
+    ratio = ood / adv if adv else math.nan
+    return {"transfer/adv_delta": adv, "transfer/ood_delta": ood, "transfer/ratio": ratio}
+
+
+def as_table(records: Records) -> pa.Table:
+    """Return records as a table, whichever way they come."""
+    return records if isinstance(records, pa.Table) else to_table(records)
+
+
+def headline(parts: Parts) -> dict[str, Score]:
+    """Return the scores ``clean``, ``adv`` and ``ood``, those of them that were measured."""
+    found: dict[str, Score] = {}
+    attacks = headline_attacks(parts).values()
+    for name, kind in (("clean", "clean"), ("adv", "adversarial"), ("ood", "ood")):
+        members = [group for (its_kind, _), group in parts.items() if its_kind == kind]
+        if name == "adv" and attacks:
+            survived = worst_case(attacks)
+            labels = {i: k for g in attacks for i, k in zip(g.item_id, g.label.tolist(), strict=True)}
+            accuracy = sum(survived.values()) / len(survived)
+            found[name] = Score(accuracy, len(survived), _majority(list(labels.values())))
+        elif members:
+            found[name] = Score(
+                float(np.mean([group.accuracy for group in members])),
+                sum(len(group.label) for group in members),
+                float(np.mean([group.majority for group in members])),
+            )
+    return found
+
+
+def _summaries(parts: Parts) -> dict[str, float]:
+    scores = headline(parts)
+    found = {f"{name}/accuracy": score.accuracy for name, score in scores.items() if name != "clean"}
+    if "ood" in scores:
+        found["ood/worst_accuracy"] = min(g.accuracy for (kind, _), g in parts.items() if kind == "ood")
+    present = [score.accuracy for score in scores.values()]
+    if present:
+        found["joint/harmonic"] = len(present) / sum(1 / p for p in present) if min(present) > 0 else 0.0
+        found["joint/min"] = min(present)
+    return found
+
+
+def _majority(labels: list[int]) -> float:
+    return max(Counter(labels).values()) / len(labels) if labels else math.nan
+
+
+def _attack_delta(before: Parts, after: Parts) -> float:
+    first, last = headline_attacks(before), headline_attacks(after)
+    common = [name for name in first if name in last]
+    was, now = worst_case(first[name] for name in common), worst_case(last[name] for name in common)
+    return _paired_delta(was, now)
+
+
+def _environment_delta(before: Parts, after: Parts, kind: str) -> float:
+    """Return the macro mean over environments of the paired change."""
+    keys = [key for key in before if key[0] == kind and key in after]
+    deltas = [_paired_delta(worst_case([before[key]]), worst_case([after[key]])) for key in keys]
+    known = [delta for delta in deltas if not math.isnan(delta)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _paired_delta(was: Mapping[str, bool], now: Mapping[str, bool]) -> float:
+    common = [item_id for item_id in was if item_id in now]
+    return sum(now[i] - was[i] for i in common) / len(common) if common else math.nan
+
+
+def _group(table: pa.Table) -> Group:
+    status = np.array(table["status"].to_pylist(), dtype=str)
+    usable = ~np.isin(status, ["unparsed", "error"])
+    predicted = pc.fill_null(table["predicted"], -1).to_numpy().astype(np.int64)
+    right = table["correct"].to_numpy().astype(bool)
+    return Group(
+        item_id=table["item_id"].to_pylist(),
+        label=table["label"].to_numpy().astype(np.int64),
+        predicted=np.where(usable, predicted, -1),
+        correct=right & usable & (status != "skipped") & (status != "success"),
+        status=status,
+        queries=table["queries"].to_numpy().astype(np.int64),
+        seconds=table["seconds"].to_numpy().astype(np.float64),
+    )
+
+
+def _equal(column: pa.ChunkedArray, value: int | None) -> pa.ChunkedArray:
+    return pc.is_null(column) if value is None else pc.equal(column, value)
+
+
+def _order(value: int | None) -> float:
+    return -1.0 if value is None else float(value)
