@@ -1,0 +1,333 @@
+"""One evaluation: every environment and every attack on a victim, as records."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_robust.attacks import Attack, AttackEngine, AttackResult, get_attack
+from lightning_robust.attacks.goal import predicted_class
+from lightning_robust.attacks.oracle import Failure, Oracle
+from lightning_robust.data.items import Environment, Item, Text
+from lightning_robust.data.sampling import stable_hash
+from lightning_robust.errors import ConfigError
+from lightning_robust.results import (
+    PartialRecords,
+    Record,
+    decode_text,
+    encode_text,
+    metrics,
+    transfer_deltas,
+)
+
+logger = logging.getLogger(__name__)
+
+LOGIT_NOISE = 1e-5  # as the attacks' default
+_CHUNK = 512  # items between two steps of the progress bar
+_SAMPLED_VALUES = 4096  # of each tensor in a fingerprint: an optimizer step moves nearly all of them
+
+
+@dataclass(frozen=True)
+class When:
+    """Which run, and which moment of it, an evaluation belongs to."""
+
+    run_id: str
+    epoch: int | None = None
+    global_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The share of the items that one of several processes evaluates."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def of(self, items: Sequence[Item]) -> list[Item]:
+        """Return this process's items."""
+        return list(items[self.rank :: self.world_size])
+
+
+@dataclass
+class Evaluation:
+    """What is evaluated: the same fixed items every time.
+
+    Args:
+        environments: Static environments.
+        attacks: Run on `attacked`.
+        attacked: A sample of the clean items.
+        query_budget: Queries that one search may make; None means no limit.
+        seed: Of the attacks' generators.
+        max_batch_tokens: Padded tokens in one call of the victim.
+        progress: Whether to show progress bars; None shows them on a terminal.
+        warm_start: Whether an item's last successful perturbation is tried before a new search.
+        found: The last successful perturbation and its number of changed words, by attack and item id.
+    """
+
+    environments: Sequence[Environment]
+    attacks: Sequence[Attack] = ()
+    attacked: Sequence[Item] = ()
+    query_budget: int | None = None
+    seed: int = 0
+    max_batch_tokens: int = 16384
+    progress: bool | None = None
+    warm_start: bool = False
+    found: dict[tuple[str, str], tuple[Text, int]] = field(default_factory=dict)
+
+    def run(
+        self,
+        victim: Any,
+        when: When,
+        *,
+        shard: Shard | None = None,
+        partial: Path | None = None,
+        weights: str = "",
+    ) -> list[Record]:
+        """Evaluate this process's share.
+
+        Args:
+            victim: A callable ``texts -> probabilities (n, classes)``.
+            when: What the records say about run and time.
+            shard: This process's share; by default everything.
+            partial: Where finished attack results are kept until the evaluation is complete. Those of an
+                interrupted evaluation of the same weights and settings are taken over.
+            weights: The weights' `fingerprint`.
+
+        Returns:
+            One record for each environment or attack and item.
+        """
+        shard = shard or Shard()
+        records = []
+        for environment in self.environments:
+            items = shard.of(environment.items)
+            records += list(self._static(victim, when, environment, items))
+        items = shard.of(self.attacked)
+        key = stable_hash(weights, self._settings(), [item.id for item in items])
+        with _kept(partial, key) as kept:
+            for attack in self.attacks:
+                records += self._attack(victim, when, attack, items, kept)
+        return records
+
+    def remember(self, records: Sequence[Record]) -> None:
+        """Keep the successful perturbations among all processes' records for the next warm start."""
+        for record in records:
+            if record.perturbed_text is not None:
+                text = decode_text(record.perturbed_text)
+                self.found[record.attack, record.item_id] = (text, record.words_changed)
+
+    def keys(self) -> list[str]:
+        """Return the names of the metrics that an evaluation gives."""
+        empty = When("")
+        records = [
+            _static_record(empty, one, replace(item, label=0), torch.eye(2)[:1], 0.0)
+            for one in self.environments
+            for item in one.items[:1]
+        ]
+        for attack in self.attacks:
+            item = self.attacked[0]
+            result = AttackResult(
+                item.id, attack.name, "skipped", item.label, 0, 0.0, 1, 0.0, item.text, None, 0, None, 0, 0.0
+            )
+            records.append(_attack_record(empty, result))
+        return [*metrics(records), *transfer_deltas(records, records)]
+
+    def in_order(self, records: Sequence[Record]) -> list[Record]:
+        """Return all processes' records in the order of one process: environments, then attacks."""
+        groups: list[tuple[str, str, str, Sequence[Item]]] = [
+            (one.role, one.name, "", one.items) for one in self.environments
+        ]
+        groups += [("attack", "clean", attack.name, self.attacked) for attack in self.attacks]
+        keys = [
+            (kind, environment, attack, item.id)
+            for kind, environment, attack, items in groups
+            for item in items
+        ]
+        place = {key: number for number, key in enumerate(keys)}
+        return sorted(records, key=lambda r: place[r.kind, r.environment, r.attack, r.item_id])
+
+    def _settings(self) -> dict[str, Any]:
+        warm = self.found.items() if self.warm_start else ()
+        return {
+            "attacks": {attack.name: repr(attack.settings) for attack in self.attacks},
+            "query_budget": self.query_budget,
+            "seed": self.seed,
+            "warm": sorted(map(str, warm)),
+        }
+
+    def _static(
+        self, victim: Any, when: When, environment: Environment, items: Sequence[Item]
+    ) -> Iterator[Record]:
+        oracle = Oracle(victim, self.max_batch_tokens, None)
+        for start in range(0, len(items), _CHUNK):
+            chunk = items[start : start + _CHUNK]
+            begun = perf_counter()
+            answers = oracle.answer([[item.text] for item in chunk])
+            seconds = (perf_counter() - begun) / len(chunk)
+            for item, answer in zip(chunk, answers, strict=True):
+                oracle.check_label(item)
+                yield _static_record(when, environment, item, answer, seconds)
+
+    def _attack(
+        self,
+        victim: Any,
+        when: When,
+        attack: Attack,
+        items: Sequence[Item],
+        kept: PartialRecords | None,
+    ) -> list[Record]:
+        done = [record for record in kept.records if record.attack == attack.name] if kept else []
+        records = {record.item_id: replace(record, **vars(when)) for record in done}
+        left = [item for item in items if item.id not in records]
+        if done:
+            logger.info("%s: %d of %d items were finished before.", attack.name, len(done), len(items))
+
+        def keep(result: AttackResult) -> None:
+            record = _attack_record(when, result)
+            records[result.item_id] = record
+            if kept is not None:
+                kept.append(record)
+
+        for result in self._retried(victim, attack, left):
+            keep(result)
+        engine = AttackEngine(victim, self.max_batch_tokens, progress=self.progress)
+        left = [item for item in left if item.id not in records]
+        try:
+            engine.run(attack, left, self.query_budget, self.seed, keep)
+        except KeyboardInterrupt:
+            where = (
+                f" are kept in {kept.path}; the same evaluation goes on from there" if kept else " are lost"
+            )
+            logger.warning(
+                "Interrupted in %s: %d of %d items%s.", attack.name, len(records), len(items), where
+            )
+            raise
+        return [records[item.id] for item in items]
+
+    def _retried(self, victim: Any, attack: Attack, items: Sequence[Item]) -> Iterator[AttackResult]:
+        """Yield the items whose last successful perturbation succeeds again; two queries each."""
+        known = [item for item in items if self.warm_start and (attack.name, item.id) in self.found]
+        perturbations = [self.found[attack.name, item.id] for item in known]
+        oracle = Oracle(victim, self.max_batch_tokens, None)
+        originals = oracle.answer([[item.text] for item in known])
+        again = oracle.answer([[text] for text, _ in perturbations])
+        for item, (text, words), before, after in zip(known, perturbations, originals, again, strict=True):
+            if isinstance(before, Failure) or isinstance(after, Failure):
+                continue
+            if _predicted(before) == item.label != _predicted(after):
+                yield AttackResult(
+                    item_id=item.id,
+                    attack=attack.name,
+                    status="success",
+                    label=item.label,
+                    predicted=_predicted(after),
+                    probability=float(after[0, item.label]),
+                    queries=2,
+                    seconds=0.0,
+                    original_text=item.text,
+                    perturbed_text=text,
+                    words_changed=words,
+                    error=None,
+                    original_predicted=_predicted(before),
+                    original_probability=float(before[0, item.label]),
+                    warm_started=True,
+                )
+
+
+def make_attacks(specs: Sequence[str | Mapping[str, Any] | Attack]) -> list[Attack]:
+    """Return attacks from names, settings with a ``name``, or attacks.
+
+    Raises:
+        ConfigError: If one is unknown or two share a name, which their metrics would too.
+    """
+    attacks = [_make_attack(spec) for spec in specs]
+    names = [attack.name for attack in attacks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"Expected every attack once, but {name!r} occurs {names.count(name)} times.")
+    return attacks
+
+
+def _make_attack(spec: str | Mapping[str, Any] | Attack) -> Attack:
+    if isinstance(spec, str):
+        return get_attack(spec)
+    if isinstance(spec, Attack):
+        return spec
+    if isinstance(spec, Mapping) and "name" in spec:
+        return get_attack(**spec)
+    raise ConfigError(f"Expected an attack's name, or its settings with a `name`, but got {spec!r}.")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a short name of a module's weights, different after any optimizer step."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(tensor, Tensor):
+            flat = tensor.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)].contiguous().cpu()
+            digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _kept(path: Path | None, key: str) -> Iterator[PartialRecords | None]:
+    if path is None:
+        yield None
+        return
+    with PartialRecords(path, key) as kept:
+        yield kept
+
+
+def _predicted(answer: Tensor) -> int:
+    return predicted_class(answer[0], LOGIT_NOISE)
+
+
+def _static_record(
+    when: When, environment: Environment, item: Item, answer: Tensor | Failure, seconds: float
+) -> Record:
+    predicted = None if isinstance(answer, Failure) else _predicted(answer)
+    return Record(
+        **vars(when),
+        kind=environment.role,
+        environment=environment.name,
+        attack="",
+        item_id=item.id,
+        label=item.label,
+        predicted=predicted,
+        probability=None if isinstance(answer, Failure) else float(answer[0, item.label]),
+        correct=predicted == item.label,
+        status="error" if predicted is None else "evaluated",
+        seconds=seconds,
+        text=encode_text(item.text) or "",
+    )
+
+
+def _attack_record(when: When, result: AttackResult) -> Record:
+    failed = result.status == "error"
+    return Record(
+        **vars(when),
+        kind="attack",
+        environment="clean",
+        attack=result.attack,
+        item_id=result.item_id,
+        label=result.label,
+        predicted=None if failed else result.predicted,
+        probability=None if failed else result.probability,
+        correct=result.status == "failed",
+        status=result.status,
+        queries=result.queries,
+        seconds=result.seconds,
+        words_changed=result.words_changed,
+        text=encode_text(result.original_text) or "",
+        perturbed_text=encode_text(result.perturbed_text),
+        warm_started=result.warm_started,
+    )

@@ -1,0 +1,380 @@
+"""RobustnessMonitor: clean, adversarial and OOD accuracy while a model trains."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_robust.attacks import Attack
+from lightning_robust.callbacks.evaluation import Evaluation, Shard, When, fingerprint, make_attacks
+from lightning_robust.data.environments import as_environment
+from lightning_robust.data.items import Environment, Role
+from lightning_robust.data.sampling import seeded_sample
+from lightning_robust.errors import ConfigError
+from lightning_robust.modules.victim import evaluating, find_victim
+from lightning_robust.results import (
+    Record,
+    metrics,
+    read_run_json,
+    run_info,
+    transfer_deltas,
+    write_records,
+    write_run_json,
+)
+
+KINDS = ("clean", "adv", "ood")
+KEY_PREFIXES = ("clean/", "adv/", "ood/", "joint/", "transfer/")
+_REFERENCE_COLUMNS = ("kind", "environment", "attack", "item_id", "label", "predicted", "correct", "status")
+
+
+class RobustnessMonitor(Callback):
+    """Measure clean accuracy, accuracy under attack and accuracy under shift on the same items every time.
+
+    Runs after every validation epoch (after every training epoch where there is no validation), before
+    checkpointing and early stopping act, and in ``Trainer.validate`` and ``Trainer.test``. Logs
+    ``clean/*``, ``adv/*``, ``ood/*``, ``joint/*`` and ``transfer/*``, and writes one Parquet file of records
+    per evaluation. Training with it gives bit for bit the weights of training without it.
+
+    Where validation runs but the monitor does not (``every_n_epochs``), it logs NaN, so that no checkpoint is
+    credited with older weights' score.
+
+    Args:
+        attacks: Names, settings with a ``name``, or attacks.
+        num_examples: Size of the sample of `clean` that is attacked.
+        clean: In-distribution items: a TextSource (or its settings), a ``datasets.Dataset`` or a list of
+            ``(text, label)``. Where all three kinds are left out, the data module's ``environments()``.
+        ood: Shifted items by environment name.
+        adversarial: Items of static adversarial benchmarks by environment name.
+        victim: Maps the module to a callable ``texts -> probabilities (n, classes)``; by default the module's
+            own ``predict_proba``, or the Hugging Face model that it holds.
+        every_n_epochs: Evaluate after every n-th epoch, and after the last one.
+        query_budget: Queries that one search may make.
+        warm_start: First try the item's last successful perturbation.
+        records_dir: Folder of the run's ``records/`` and ``run.json``; by default the logger's.
+        seed: Of the sample and the attacks.
+        max_batch_tokens: Padded tokens in one call of the victim.
+        progress: Whether to show progress bars; None shows them on a terminal.
+
+    Raises:
+        ConfigError: If a setting is wrong; when fit starts, if there is nothing to evaluate or no victim.
+    """
+
+    def __init__(
+        self,
+        attacks: Sequence[str | dict[str, Any] | Attack] = (),
+        num_examples: int = 200,
+        clean: Any = None,
+        ood: Mapping[str, Any] | None = None,
+        adversarial: Mapping[str, Any] | None = None,
+        victim: Callable[[LightningModule], Any] | None = None,
+        every_n_epochs: int = 1,
+        query_budget: int | None = None,
+        warm_start: bool = False,
+        records_dir: str | Path | None = None,
+        seed: int = 0,
+        max_batch_tokens: int = 16384,
+        progress: bool | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_examples", num_examples), ("every_n_epochs", every_n_epochs)):
+            if value < 1:
+                raise ConfigError(f"Expected `{name}` to be >= 1, but got {value}.")
+        self.attacks = make_attacks(attacks)
+        self.num_examples = num_examples
+        self.sources: dict[Role, Any] = {"clean": clean, "ood": ood, "adversarial": adversarial}
+        self.victim = victim
+        self.every_n_epochs = every_n_epochs
+        self.query_budget = query_budget
+        self.warm_start = warm_start
+        self.records_dir = records_dir
+        self.seed = seed
+        self.max_batch_tokens = max_batch_tokens
+        self.progress = progress
+        self._evaluation: Evaluation | None = None
+        self._run_id: str | None = None
+        self._folder: Path | None = None
+        self._reference: list[Record] | None = None
+        self._info: dict[str, Any] = {}
+        self._began = 0.0
+
+    # Lightning's hooks --------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage in ("fit", "validate", "test"):
+            self._evaluation = self._make_evaluation(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._find_victim(pl_module)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and self.every_n_epochs > 1 and _is_ours(callback.monitor):
+                raise ConfigError(
+                    f"EarlyStopping monitors {callback.monitor!r}, which RobustnessMonitor(every_n_epochs="
+                    f"{self.every_n_epochs}) does not measure at every validation. Validate as often as it "
+                    f"measures: every_n_epochs=1 and Trainer(check_val_every_n_epoch={self.every_n_epochs})."
+                )
+        self._began = perf_counter()
+        self._open_run(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn == "fit":
+            self._during_fit(trainer, pl_module)
+        else:
+            self._outside_fit(trainer, pl_module, "validate")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation:
+            self._during_fit(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._outside_fit(trainer, pl_module, "test")
+
+    def state_dict(self) -> dict[str, Any]:
+        columns = {
+            name: [getattr(record, name) for record in self._reference or ()] for name in _REFERENCE_COLUMNS
+        }
+        found = self._evaluation.found if self._evaluation is not None and self.warm_start else {}
+        return {
+            "run_id": self._run_id,
+            "folder": None if self._folder is None else str(self._folder),
+            "reference": columns,
+            "found": [[*key, text, words] for key, (text, words) in found.items()],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._run_id = state_dict["run_id"]
+        self._folder = None if state_dict["folder"] is None else Path(state_dict["folder"])
+        rows = zip(*(state_dict["reference"][name] for name in _REFERENCE_COLUMNS), strict=True)
+        self._reference = [
+            Record(
+                **dict(zip(_REFERENCE_COLUMNS, row, strict=True)),
+                run_id=self._run_id or "",
+                epoch=None,
+                global_step=None,
+                probability=None,
+            )
+            for row in rows
+        ] or None
+        if self._evaluation is not None:
+            for attack, item, text, words in state_dict["found"]:
+                self._evaluation.found[attack, item] = (
+                    tuple(text) if isinstance(text, list) else text,
+                    words,
+                )
+
+    # What is evaluated --------------------------------------------------------------------------
+
+    def _make_evaluation(self, trainer: Trainer) -> Evaluation:
+        environments = self._environments(trainer)
+        clean = [item for one in environments if one.role == "clean" for item in one.items]
+        if self.attacks and not clean:
+            raise ConfigError(
+                "Expected clean items to attack, but there is no environment with the role `clean`. "
+                "Give one: RobustnessMonitor(clean=...)."
+            )
+        attacked = seeded_sample(clean, [item.id for item in clean], self.num_examples, self.seed)
+        if _is_dry(trainer):
+            few = 4
+            attacked = attacked[:few]
+            environments = [Environment(e.name, e.role, e.items[:few]) for e in environments]
+        return Evaluation(
+            environments,
+            self.attacks,
+            attacked,
+            query_budget=self.query_budget,
+            seed=self.seed,
+            max_batch_tokens=self.max_batch_tokens,
+            progress=self.progress if trainer.is_global_zero else False,
+            warm_start=self.warm_start,
+        )
+
+    def _environments(self, trainer: Trainer) -> list[Environment]:
+        found = []
+        for role, sources in self.sources.items():
+            named = {"clean": sources} if role == "clean" and sources is not None else sources
+            found += [as_environment(source, name, role) for name, source in (named or {}).items()]
+        if found:
+            return found
+        environments = getattr(getattr(trainer, "datamodule", None), "environments", None)
+        if not callable(environments):
+            raise ConfigError(
+                "RobustnessMonitor has nothing to evaluate. Give it items: RobustnessMonitor(clean=[(text, "
+                'label), ...], ood={"name": ...}), or use a data module with `environments()`.'
+            )
+        return list(environments().values())
+
+    def _find_victim(self, pl_module: LightningModule) -> Any:
+        return self.victim(pl_module) if self.victim is not None else find_victim(pl_module)
+
+    # One evaluation -----------------------------------------------------------------------------
+
+    def _during_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._evaluation is not None
+        assert self._run_id is not None
+        epoch, last = trainer.current_epoch, trainer.max_epochs
+        if (epoch + 1) % self.every_n_epochs and epoch + 1 != last:
+            pl_module.log_dict(
+                dict.fromkeys(self._evaluation.keys(), torch.nan), logger=False, sync_dist=True
+            )
+            return
+        when = When(self._run_id, epoch, trainer.global_step)
+        name = f"epoch={epoch:03d}-step={trainer.global_step:08d}"
+        records = self._evaluate(trainer, pl_module, when, self._folder, name)
+        if self._reference is None:
+            self._reference = records
+        self._log(trainer, pl_module, metrics(records) | transfer_deltas(self._reference, records))
+
+    def _outside_fit(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        base = self._base_folder(trainer)
+        folder = _free_folder(trainer, None if base is None else base / stage, "records")
+        when = When(trainer.strategy.broadcast(uuid.uuid4().hex[:12]))
+        self._info = self._describe(trainer, pl_module, when.run_id) if trainer.is_global_zero else {}
+        records = self._evaluate(trainer, pl_module, when, folder, stage)
+        self._log(trainer, pl_module, metrics(records))
+
+    def _evaluate(
+        self, trainer: Trainer, pl_module: LightningModule, when: When, folder: Path | None, name: str
+    ) -> list[Record]:
+        assert self._evaluation is not None
+        began = perf_counter()
+        shard = Shard(trainer.global_rank, trainer.world_size)
+        partial = None if folder is None else folder / "records" / f".{name}.rank{shard.rank}.jsonl"
+        with _leaving_no_trace(trainer, pl_module):
+            mine = self._evaluation.run(
+                self._find_victim(pl_module),
+                when,
+                shard=shard,
+                partial=partial,
+                weights=fingerprint(pl_module),
+            )
+        records = self._evaluation.in_order(_gather(mine, shard))
+        self._evaluation.remember(records)
+        seconds = perf_counter() - began
+        if folder is not None and trainer.is_global_zero:
+            write_records(folder / "records" / f"{name}.parquet", records)
+            self._note(folder, when, seconds)
+        trainer.strategy.barrier("RobustnessMonitor")
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+        return records
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, values: dict[str, float]) -> None:
+        # Every rank has the same values; sync_dist tells Lightning that this is meant.
+        pl_module.log_dict(values, sync_dist=True)
+        if trainer.is_global_zero:
+            parts = [
+                f"{label} {values[key]:.3f}"
+                for label, key in (
+                    ("clean", "clean/accuracy"),
+                    ("adv", "adv/accuracy"),
+                    ("ood", "ood/accuracy"),
+                )
+                if key in values
+            ]
+            rank_zero_info(f"Epoch {trainer.current_epoch}, accuracy: {' · '.join(parts)}")
+
+    # The run's folder ---------------------------------------------------------------------------
+
+    def _base_folder(self, trainer: Trainer) -> Path | None:
+        if _is_dry(trainer):
+            return None
+        return Path(self.records_dir or trainer.log_dir or trainer.default_root_dir)
+
+    def _open_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on in the folder of the run that is resumed, else take one that holds no other run."""
+        base = self._base_folder(trainer)
+        resumed = self._run_id is not None and trainer.ckpt_path is not None
+        if not resumed:
+            self._run_id = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
+            self._reference = None
+            self._folder = _free_folder(trainer, base, "records")
+        elif self.records_dir is not None or self._folder is None or not self._folder.is_dir():
+            self._folder = base
+        if trainer.is_global_zero:
+            assert self._run_id is not None
+            self._info = self._describe(trainer, pl_module, self._run_id)
+            if resumed and self._folder is not None and (self._folder / "run.json").is_file():
+                earlier = read_run_json(self._folder).get("evaluations", [])
+                self._info["evaluations"] = [e for e in earlier if e["global_step"] <= trainer.global_step]
+            self._note(self._folder)
+
+    def _describe(self, trainer: Trainer, pl_module: LightningModule, run_id: str) -> dict[str, Any]:
+        from lightning_robust.defenses import Defense
+
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return run_info(
+            run_id=run_id,
+            module=type(pl_module).__name__,
+            hyperparameters=dict(pl_module.hparams),
+            defenses=[type(callback).__name__ for callback in callbacks if isinstance(callback, Defense)],
+            attacks={attack.name: attack.settings for attack in self.attacks},
+            query_budget=self.query_budget,
+            seed=self.seed,
+            max_epochs=trainer.max_epochs,
+            precision=trainer.precision,
+            evaluations=[],
+        )
+
+    def _note(self, folder: Path | None, when: When | None = None, seconds: float = 0.0) -> None:
+        if folder is None:
+            return
+        if when is not None:
+            since = perf_counter() - self._began if when.epoch is not None else None
+            self._info["evaluations"].append(
+                {
+                    "epoch": when.epoch,
+                    "global_step": when.global_step,
+                    "seconds": seconds,
+                    "since_start": since,
+                }
+            )
+        write_run_json(folder, self._info)
+
+
+def _is_dry(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _is_ours(key: str | None) -> bool:
+    return key is not None and key.startswith(KEY_PREFIXES)
+
+
+def _free_folder(trainer: Trainer, base: Path | None, inside: str) -> Path | None:
+    """Return ``base``, or ``base-2``, …: the first that holds no records; the same on every rank."""
+    if base is None:
+        return None
+    folder, number = base, 1
+    while any((folder / inside).glob("*.parquet")):
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return trainer.strategy.broadcast(folder)
+
+
+@contextmanager
+def _leaving_no_trace(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Evaluate in eval mode and the trainer's precision; give modes and random states back."""
+    states = _collect_rng_states()
+    try:
+        with evaluating(pl_module), trainer.precision_plugin.val_step_context():
+            yield
+    finally:
+        _set_rng_states(states)
+
+
+def _gather(records: list[Record], shard: Shard) -> list[Record]:
+    if shard.world_size == 1:
+        return records
+    gathered: list[Any] = [None] * shard.world_size
+    torch.distributed.all_gather_object(gathered, records)
+    return [record for part in gathered for record in part]

@@ -1,0 +1,82 @@
+"""Environments from whatever a user has at hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_robust.data.items import Environment, Item, Role
+from lightning_robust.data.readers import Table
+from lightning_robust.data.sources import TextSource
+from lightning_robust.errors import ConfigError, DataError
+
+
+def as_environment(source: Any, name: str, role: Role) -> Environment:
+    """Return ``source`` as an environment.
+
+    Args:
+        source: An `Environment`, a `TextSource` or its settings as a dict, a ``datasets.Dataset`` with
+            ``text`` (or the usual names) and ``label``, or a list of ``(text, label)`` or of `Item`.
+        name: What the environment is called in metrics and records.
+        role: ``clean``, ``ood`` or ``adversarial``.
+
+    Raises:
+        ConfigError: If ``source`` is none of these.
+        DataError: If it holds no items, or unusable ones.
+    """
+    items = _items(source, name)
+    if not items:
+        raise DataError(f"Expected environment {name!r} to hold items, but it is empty.")
+    repeated = [key for key, count in Counter(item.id for item in items).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"Expected item ids of environment {name!r} to differ, but {repeated[0]!r} occurs again."
+        )
+    return Environment(name, role, tuple(items))
+
+
+def _items(source: Any, name: str) -> Sequence[Item]:
+    if isinstance(source, Environment):
+        return source.items
+    if isinstance(source, TextSource):
+        return source.items()
+    if isinstance(source, Mapping):
+        return TextSource(**source).items()
+    if hasattr(source, "column_names"):  # a datasets.Dataset, which need not be imported to be known
+        columns = {column: list(source[column]) for column in source.column_names}
+        return _from_columns(columns, name)
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        items = [row for row in source if isinstance(row, Item)]
+        return items if len(items) == len(source) else _from_pairs(source, name)
+    raise ConfigError(
+        f"Expected environment {name!r} to be a TextSource, a datasets.Dataset or a list of (text, label), "
+        f"but got {type(source).__name__}."
+    )
+
+
+def _from_pairs(rows: Sequence[Any], name: str) -> list[Item]:
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, list | tuple) or len(row) != 2:
+            raise DataError(
+                f"Expected row {number} of environment {name!r} to be (text, label), but got {row!r}."
+            )
+    return _from_columns({"text": [row[0] for row in rows], "label": [row[1] for row in rows]}, name)
+
+
+def _from_columns(columns: dict[str, list[Any]], name: str) -> list[Item]:
+    text_columns = None
+    texts = columns.get("text", [])
+    if texts and isinstance(texts[0], list | tuple):
+        text_columns = [f"text {i + 1}" for i in range(len(texts[0]))]
+        if any(not isinstance(text, list | tuple) or len(text) != len(text_columns) for text in texts):
+            raise DataError(f"Expected every text of environment {name!r} to be a pair, but some are not.")
+        columns = {**columns, **dict(zip(text_columns, map(list, zip(*texts, strict=True)), strict=True))}
+    source = TextSource(
+        name,
+        name=name,
+        text_columns=text_columns,
+        id_column="id" if "id" in columns else None,
+        domain_column="domain" if "domain" in columns else None,
+    )
+    return source.items_from(Table(columns))
