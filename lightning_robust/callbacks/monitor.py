@@ -45,8 +45,8 @@ class RobustnessMonitor(Callback):
     ``clean/*``, ``adv/*``, ``ood/*``, ``joint/*`` and ``transfer/*``, and writes one Parquet file of records
     per evaluation. Training with it gives bit for bit the weights of training without it.
 
-    Where validation runs but the monitor does not (``every_n_epochs``), it logs NaN, so that no checkpoint is
-    credited with older weights' score.
+    Where validation runs but the monitor does not (``every_n_epochs``), its metrics are NaN, so that no
+    checkpoint is credited with older weights' score.
 
     Args:
         attacks: Names, settings with a ``name``, or attacks.
@@ -122,6 +122,8 @@ class RobustnessMonitor(Callback):
                     f"{self.every_n_epochs}) does not measure at every validation. Validate as often as it "
                     f"measures: every_n_epochs=1 and Trainer(check_val_every_n_epoch={self.every_n_epochs})."
                 )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = perf_counter()
         self._open_run(trainer, pl_module)
 
@@ -224,9 +226,8 @@ class RobustnessMonitor(Callback):
         assert self._run_id is not None
         epoch, last = trainer.current_epoch, trainer.max_epochs
         if (epoch + 1) % self.every_n_epochs and epoch + 1 != last:
-            pl_module.log_dict(
-                dict.fromkeys(self._evaluation.keys(), torch.nan), logger=False, sync_dist=True
-            )
+            # Not logged: loggers would draw the gap, and Lightning wants a key logged in one way only.
+            trainer.callback_metrics.update(dict.fromkeys(self._evaluation.keys(), torch.tensor(torch.nan)))
             return
         when = When(self._run_id, epoch, trainer.global_step)
         name = f"epoch={epoch:03d}-step={trainer.global_step:08d}"

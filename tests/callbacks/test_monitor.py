@@ -277,10 +277,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, caplog):
 
 
 def test_warm_start_retries_the_last_perturbation(tmp_path):
-    module = PlainEncoder(learning_rate=0.0)
-    trainer(tmp_path, [monitor(tmp_path, warm_start=True, num_examples=12)], max_epochs=2).fit(
-        module, loader()
-    )
+    def spots_a_word(module):
+        return lambda batch: torch.tensor([[0.1, 0.9] if "film" in text else [0.8, 0.2] for text in batch])
+
+    settings = {"warm_start": True, "num_examples": 12, "victim": spots_a_word}
+    trainer(tmp_path, [monitor(tmp_path, **settings)], max_epochs=2).fit(PlainEncoder(), loader())
     table = read_records(tmp_path).filter(pc.field("kind") == "attack")
     first, second = (table.filter(pc.equal(table["epoch"], epoch)).to_pylist() for epoch in (0, 1))
     assert any(row["status"] == "success" for row in first)
