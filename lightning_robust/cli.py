@@ -1,0 +1,132 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lightning_robust import __version__
+from lightning_robust.errors import RobustError
+
+_TRAINER_COMMANDS = {
+    "fit": "train with a recipe, defend, monitor and report",
+    "validate": "evaluate a checkpoint on the validation data, monitors included",
+    "test": "evaluate a checkpoint on the test data, monitors included",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, or 1 after a fault that the user can mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    try:
+        if arguments and arguments[0] in _TRAINER_COMMANDS:
+            from lightning_robust.commands.train import run_trainer
+
+            return run_trainer(arguments)
+        return _run(_parser().parse_args(arguments))
+    except RobustError as error:
+        err.print(f"error: {error}")
+    except BrokenPipeError:
+        # The reader, `head` for instance, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        err.print("Interrupted.")
+    return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    out = Console(highlight=False)
+    if options.command in ("ls", "cp", "show"):
+        from lightning_robust.commands import assets
+
+        if options.command == "ls":
+            assets.ls(out)
+        elif options.command == "show":
+            assets.show(out, options.name)
+        else:
+            assets.cp(out, options.name, options.destination, options.force)
+    elif options.command == "check":
+        from lightning_robust.assets import find_asset
+        from lightning_robust.commands.check import check_recipe
+        from lightning_robust.errors import ConfigError
+
+        faults = check_recipe([find_asset(name) for name in options.names])
+        if faults:
+            raise ConfigError("\n  ".join([f"{len(faults)} fault{'s' if len(faults) > 1 else ''}:", *faults]))
+        out.print("No fault found.")
+    elif options.command == "evaluate":
+        from lightning_robust.commands.evaluate import evaluate
+
+        evaluate(out, options)
+    elif options.command == "report":
+        from lightning_robust.results import write_report
+
+        out.print(f"Report: {write_report(options.runs, options.output)}", soft_wrap=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-robust",
+        description="Language-model classifiers that are robust to attacks and to distribution shift.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in _TRAINER_COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    commands.add_parser("ls", help="list recipes and fragments")
+    show = commands.add_parser("show", help="print a recipe or fragment")
+    show.add_argument("name", help="bare name or file")
+    cp = commands.add_parser("cp", help="copy a recipe or fragment to edit it")
+    cp.add_argument("name", help="bare name or file")
+    cp.add_argument("destination", nargs="?", help="file or folder; by default the working folder")
+    cp.add_argument("--force", action="store_true", help="replace an existing file")
+    check = commands.add_parser("check", help="find all faults of a recipe at once")
+    check.add_argument("names", nargs="+", metavar="NAME", help="a recipe, then fragments")
+    _add_evaluate(
+        commands.add_parser("evaluate", help="clean, adversarial and OOD report of a trained model")
+    )
+    report = commands.add_parser("report", help="make a self-contained HTML page of one or more runs")
+    report.add_argument(
+        "runs", nargs="+", metavar="RUN", type=Path, help="folder with records, or a folder of runs"
+    )
+    report.add_argument("-o", "--output", default="report.html", type=Path, help="file to write")
+    return parser
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="Lightning checkpoint (.ckpt), export folder or hub model")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="recipe or fragment: its `data:` is used",
+    )
+    parser.add_argument("--clean", metavar="FILE", help="in-distribution items")
+    for role, text in (("ood", "shifted items"), ("adversarial", "items of a static adversarial benchmark")):
+        parser.add_argument(
+            f"--{role}", action="append", default=[], metavar="NAME=FILE", help=f"{text}; repeatable"
+        )
+    parser.add_argument(
+        "--attack", action="append", default=None, metavar="NAME", help="repeatable; by default deepwordbug"
+    )
+    parser.add_argument("--no-attack", action="store_true", help="static environments only")
+    parser.add_argument("--num-examples", type=int, default=200, help="clean items to attack (default: 200)")
+    parser.add_argument("--query-budget", type=int, default=None, help="queries that one search may make")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the attacked sample and the attacks (default: 0)"
+    )
+    parser.add_argument("--max-length", type=int, default=128, help="tokens kept of a text (default: 128)")
+    parser.add_argument("-o", "--output", default=None, type=Path, help="folder of records and report.html")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""All faults of a recipe at once, before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_robust.errors import ConfigError, did_you_mean
+
+SHORT_NAMES = ("lightning_robust", "lightning_robust.defenses", "lightning_robust.callbacks")
+_SHORT_NAMES = (*SHORT_NAMES, "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
+_TOP_LEVEL = (
+    "seed_everything",
+    "trainer",
+    "model",
+    "data",
+    "ckpt_path",
+    "weights_only",
+    "verbose",
+    "optimizer",
+    "lr_scheduler",
+)
+
+
+def check_recipe(paths: Sequence[Path]) -> list[str]:
+    """Return all faults of the recipe that ``paths``, one behind the other, make up; empty if there are none.
+
+    Checked are the YAML itself, the sections, every class and every setting's name, also of nested ones,
+    and that required settings are given. Values are checked when they are used.
+    """
+    faults: list[str] = []
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            loaded = load_yaml(path)
+        except ConfigError as error:
+            return [str(error)]
+        unknown = [str(key) for key in loaded if key not in _TOP_LEVEL]
+        faults += [f"{path.name}: there is no section {k!r}.{did_you_mean(k, _TOP_LEVEL)}" for k in unknown]
+        merged = _merge(merged, loaded)
+    for section in ("model", "data"):
+        if section in merged:
+            faults += _check_class(merged[section], section, required=True)
+    faults += _check_trainer(merged.get("trainer") or {})
+    return faults
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Return a recipe's content.
+
+    Raises:
+        ConfigError: If it cannot be read or is no mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(
+            f"Expected {path} to hold sections such as `model:`, but it holds {type(loaded).__name__}."
+        )
+    return loaded
+
+
+def _merge(base: Any, update: Any) -> Any:
+    """Merge as the command line does: mappings by key, `key+` appends to a list, the rest replaces."""
+    if not isinstance(base, dict) or not isinstance(update, dict):
+        return update
+    merged = dict(base)
+    for key, value in update.items():
+        if isinstance(key, str) and key.endswith("+"):
+            merged[key[:-1]] = [*(merged.get(key[:-1]) or []), *(value or [])]
+        else:
+            merged[key] = _merge(merged.get(key), value)
+    return merged
+
+
+def _check_trainer(settings: Mapping[str, Any]) -> Iterator[str]:
+    from lightning.pytorch import Trainer
+
+    yield from _check_keys(settings, Trainer, "trainer", ignore=())
+    for group in ("callbacks", "logger"):
+        given = settings.get(group)
+        for number, entry in enumerate(
+            given if isinstance(given, list) else [given] if isinstance(given, dict) else []
+        ):
+            yield from _check_class(entry, f"trainer.{group}[{number}]", required=True)
+
+
+def _check_class(entry: Any, where: str, *, required: bool) -> Iterator[str]:
+    if isinstance(entry, str):
+        entry = {"class_path": entry}
+    if not isinstance(entry, dict) or "class_path" not in entry:
+        there = ", ".join(map(str, entry)) if isinstance(entry, dict) else repr(entry)
+        yield f"{where}: expected `class_path` and `init_args`, but got {there}."
+        return
+    for key in entry:
+        if key not in ("class_path", "init_args", "dict_kwargs"):
+            yield f"{where}: there is no key {key!r}.{did_you_mean(str(key), ('class_path', 'init_args'))}"
+    try:
+        cls = find_class(str(entry["class_path"]))
+    except ConfigError as error:
+        yield f"{where}: {error}"
+        return
+    yield from _check_keys(entry.get("init_args") or {}, cls, where, ignore=entry.get("dict_kwargs") or ())
+
+
+def find_class(class_path: str) -> Any:
+    """Return the class behind a dotted path, or behind a short name of a common one.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    for candidate in [module_name] if module_name else _SHORT_NAMES:
+        try:
+            module = importlib.import_module(candidate)
+        except ImportError as error:
+            if module_name:
+                raise ConfigError(
+                    f"the module of class {class_path!r} cannot be imported: {error}."
+                ) from error
+            continue
+        found = getattr(module, name, None)
+        if found is not None:
+            return found
+        if module_name:
+            raise ConfigError(f"there is no class {class_path!r}.{did_you_mean(name, dir(module))}")
+    names = [n for module in _SHORT_NAMES for n in dir(importlib.import_module(module))]
+    raise ConfigError(f"there is no class {class_path!r}.{did_you_mean(class_path, names)}")
+
+
+def _check_keys(
+    settings: Any, cls: Any, where: str, *, ignore: Sequence[str] | Mapping[str, Any]
+) -> Iterator[str]:
+    if not isinstance(settings, Mapping):
+        yield f"{where}: expected settings by name, but got {settings!r}."
+        return
+    parameters = _parameters(cls)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    hints = _hints(cls)
+    for key, value in settings.items():
+        if key not in parameters:
+            there = ", ".join(parameters)
+            yield f"{where}: {cls.__name__} has no setting {key!r}.{did_you_mean(str(key), parameters)} It has: {there}."
+        else:
+            yield from _check_nested(value, hints.get(key), f"{where}.{key}")
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name not in settings and name not in ignore
+    ]
+    if missing:
+        yield f"{where}: {cls.__name__} needs {', '.join(f'`{name}`' for name in missing)}."
+
+
+def _check_nested(value: Any, hint: Any, where: str) -> Iterator[str]:
+    """Follow settings that are themselves made of settings: data classes, alone, in lists and in mappings."""
+    for option in _options(hint):
+        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            yield from _check_keys(value, option, where, ignore=())
+            return
+        arguments = typing.get_args(option)
+        if isinstance(value, list) and typing.get_origin(option) in (list, Sequence) and arguments:
+            for number, entry in enumerate(value):
+                yield from _check_nested(entry, arguments[0], f"{where}[{number}]")
+            return
+        if (
+            isinstance(value, Mapping)
+            and typing.get_origin(option) in (dict, Mapping)
+            and len(arguments) == 2
+        ):
+            for key, entry in value.items():
+                yield from _check_nested(entry, arguments[1], f"{where}.{key}")
+            return
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _parameters(cls: Any) -> dict[str, inspect.Parameter]:
+    signature = inspect.signature(cls)
+    return {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_POSITIONAL}
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls.__init__)
+    except (NameError, TypeError):
+        return {}

@@ -1,0 +1,136 @@
+"""fit, validate and test: LightningCLI in subclass mode, with recipes by bare name."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lightning_robust.assets import find_asset
+from lightning_robust.callbacks.monitor import RobustnessMonitor
+from lightning_robust.commands.check import check_recipe
+from lightning_robust.errors import ConfigError
+
+OUTPUTS = "checkpoints"
+
+
+def run_trainer(arguments: Sequence[str]) -> int:
+    """Run ``fit``, ``validate`` or ``test`` with LightningCLI's arguments.
+
+    Raises:
+        ConfigError: If the recipe is wrong: all its faults at once.
+    """
+    resolved, recipes = resolve_configs(arguments)
+    if faults := check_recipe(recipes):
+        raise ConfigError(
+            "\n  ".join([f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the recipe:", *faults])
+        )
+    _quiet()
+    name = next((arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a in ("-c", "--config")), "run")
+    RobustCLI.run_name = str(Path(name).with_suffix("")) if not Path(name).is_file() else Path(name).stem
+    try:
+        cli = RobustCLI(
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=KeepRecipe,
+            args=resolved,
+        )
+    except (MisconfigurationException, OSError) as error:
+        raise ConfigError(str(error)) from error
+    _report(cli)
+    return 0
+
+
+def resolve_configs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Return the arguments with bare names replaced by files, and these files."""
+    resolved, recipes = list(arguments), []
+    for i, argument in enumerate(resolved):
+        option, equals, value = argument.partition("=")
+        if option not in ("-c", "--config"):
+            continue
+        if equals:
+            recipes.append(find_asset(value))
+            resolved[i] = f"--config={recipes[-1]}"
+        elif i + 1 < len(resolved):
+            recipes.append(find_asset(resolved[i + 1]))
+            resolved[i : i + 2] = ["--config", str(recipes[-1])]
+    return resolved, recipes
+
+
+class _Parser(LightningArgumentParser):
+    """Raises instead of printing its usage and leaving."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise ConfigError(message) from ex
+
+
+class KeepRecipe(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run's folder and into its ``run.json``."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        super().__init__(parser, config, **{**kwargs, "overwrite": True})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        text = self.parser.dump(self.config, skip_none=True)
+        for monitor in _monitors(trainer):
+            monitor.recipe = yaml.safe_load(text)
+
+
+class RobustCLI(LightningCLI):
+    """LightningCLI with three subcommands and a run folder for each recipe."""
+
+    run_name = "run"
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        hidden = {"model", "dataloaders", "datamodule"}
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": hidden,
+            "test": hidden,
+        }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = _Parser(**kwargs)
+        parser.add_argument("-c", "--config", action="config", help="recipe, fragment or file; repeatable")
+        return parser
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.config[self.subcommand].trainer
+        if settings.logger is None or settings.logger is True:
+            arguments = Namespace(save_dir=settings.default_root_dir or OUTPUTS, name=self.run_name)
+            settings.logger = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=arguments)
+
+
+def _monitors(trainer: Trainer) -> list[RobustnessMonitor]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, RobustnessMonitor)]  # type: ignore[attr-defined]
+
+
+def _report(cli: RobustCLI) -> None:
+    from lightning_robust.results import write_report
+
+    for monitor in _monitors(cli.trainer):
+        folder = monitor.folder
+        if folder is not None and cli.trainer.is_global_zero:
+            report = write_report([folder], folder / "report.html")
+            sys.stdout.write(f"Records: {folder / 'records'}\nReport:  {report}\n")
+
+
+def _quiet() -> None:
+    """Hide what a user can do nothing about."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )
