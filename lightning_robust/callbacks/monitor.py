@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -105,7 +105,13 @@ class RobustnessMonitor(Callback):
         self._folder: Path | None = None
         self._reference: list[Record] | None = None
         self._info: dict[str, Any] = {}
-        self._began = 0.0
+        self._began = (0.0, 0.0)
+        self.recipe: dict[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the run's ``records/`` and ``run.json`` are; None before the first evaluation."""
+        return self._folder
 
     # Lightning's hooks --------------------------------------------------------------------------
 
@@ -124,8 +130,12 @@ class RobustnessMonitor(Callback):
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = perf_counter()
+        self._began = (perf_counter(), process_time())
         self._open_run(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._folder is not None and trainer.is_global_zero:
+            write_run_json(self._folder, self._info | {"finished": _elapsed(self._began)})
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -240,6 +250,7 @@ class RobustnessMonitor(Callback):
         base = self._base_folder(trainer)
         folder = _free_folder(trainer, None if base is None else base / stage, "records")
         when = When(trainer.strategy.broadcast(uuid.uuid4().hex[:12]))
+        self._folder = folder
         self._info = self._describe(trainer, pl_module, when.run_id) if trainer.is_global_zero else {}
         records = self._evaluate(trainer, pl_module, when, folder, stage)
         self._log(trainer, pl_module, metrics(records))
@@ -248,7 +259,7 @@ class RobustnessMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, when: When, folder: Path | None, name: str
     ) -> list[Record]:
         assert self._evaluation is not None
-        began = perf_counter()
+        began = (perf_counter(), process_time())
         shard = Shard(trainer.global_rank, trainer.world_size)
         partial = None if folder is None else folder / "records" / f".{name}.rank{shard.rank}.jsonl"
         with _leaving_no_trace(trainer, pl_module):
@@ -261,10 +272,9 @@ class RobustnessMonitor(Callback):
             )
         records = self._evaluation.in_order(_gather(mine, shard))
         self._evaluation.remember(records)
-        seconds = perf_counter() - began
         if folder is not None and trainer.is_global_zero:
             write_records(folder / "records" / f"{name}.parquet", records)
-            self._note(folder, when, seconds)
+            self._note_evaluation(folder, when, began)
         trainer.strategy.barrier("RobustnessMonitor")
         if partial is not None:
             partial.unlink(missing_ok=True)
@@ -308,7 +318,8 @@ class RobustnessMonitor(Callback):
             if resumed and self._folder is not None and (self._folder / "run.json").is_file():
                 earlier = read_run_json(self._folder).get("evaluations", [])
                 self._info["evaluations"] = [e for e in earlier if e["global_step"] <= trainer.global_step]
-            self._note(self._folder)
+            if self._folder is not None:
+                write_run_json(self._folder, self._info)
 
     def _describe(self, trainer: Trainer, pl_module: LightningModule, run_id: str) -> dict[str, Any]:
         from lightning_robust.defenses import Defense
@@ -316,6 +327,7 @@ class RobustnessMonitor(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return run_info(
             run_id=run_id,
+            recipe=self.recipe,
             module=type(pl_module).__name__,
             hyperparameters=dict(pl_module.hparams),
             defenses=[type(callback).__name__ for callback in callbacks if isinstance(callback, Defense)],
@@ -327,20 +339,16 @@ class RobustnessMonitor(Callback):
             evaluations=[],
         )
 
-    def _note(self, folder: Path | None, when: When | None = None, seconds: float = 0.0) -> None:
-        if folder is None:
-            return
-        if when is not None:
-            since = perf_counter() - self._began if when.epoch is not None else None
-            self._info["evaluations"].append(
-                {
-                    "epoch": when.epoch,
-                    "global_step": when.global_step,
-                    "seconds": seconds,
-                    "since_start": since,
-                }
-            )
+    def _note_evaluation(self, folder: Path, when: When, began: tuple[float, float]) -> None:
+        note = {"epoch": when.epoch, "global_step": when.global_step}
+        note |= _elapsed(began)
+        self._info["evaluations"].append(note)
         write_run_json(folder, self._info)
+
+
+def _elapsed(since: tuple[float, float]) -> dict[str, float]:
+    """Wall-clock and processor seconds; the latter do not suffer from a busy machine."""
+    return {"seconds": perf_counter() - since[0], "cpu_seconds": process_time() - since[1]}
 
 
 def _is_dry(trainer: Trainer) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 _NAMES = {
@@ -11,6 +12,10 @@ _NAMES = {
     "Victim": "lightning_robust.modules.victim",
 }
 __all__ = list(_NAMES)
+
+# PEFT imports bitsandbytes, which then complains about an optional kernel that is never used here
+# (see quantization.finish_quantized).
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels" not in str(record.msg))
 
 
 def __getattr__(name: str) -> Any:
