@@ -108,7 +108,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="recipe or fragment: its `data:` is used",
+        help="recipe or fragment whose data and monitor to use",
     )
     parser.add_argument("--clean", metavar="FILE", help="in-distribution items")
     for role, text in (("ood", "shifted items"), ("adversarial", "items of a static adversarial benchmark")):
@@ -119,12 +119,14 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--attack", action="append", default=None, metavar="NAME", help="repeatable; by default deepwordbug"
     )
     parser.add_argument("--no-attack", action="store_true", help="static environments only")
-    parser.add_argument("--num-examples", type=int, default=200, help="clean items to attack (default: 200)")
+    parser.add_argument("--num-examples", type=int, default=None, help="clean items to attack (default: 200)")
     parser.add_argument("--query-budget", type=int, default=None, help="queries that one search may make")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the attacked sample and the attacks (default: 0)"
+        "--seed", type=int, default=None, help="of the attacked sample and the attacks (default: 0)"
     )
-    parser.add_argument("--max-length", type=int, default=128, help="tokens kept of a text (default: 128)")
+    parser.add_argument(
+        "--max-length", type=int, default=None, help="tokens kept of a text, for hub models (default: 128)"
+    )
     parser.add_argument("-o", "--output", default=None, type=Path, help="folder of records and report.html")
 
 

@@ -266,6 +266,15 @@ def _make_attack(spec: str | Mapping[str, Any] | Attack) -> Attack:
     raise ConfigError(f"Expected an attack's name, or its settings with a `name`, but got {spec!r}.")
 
 
+def free_folder(base: Path) -> Path:
+    """Return ``base``, ``base-2``, ``base-3``, …: the first that holds no finished records."""
+    folder, number = base, 1
+    while any((folder / "records").glob("*.parquet")):
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
 def fingerprint(module: nn.Module) -> str:
     """Return a short name of a module's weights, different after any optimizer step."""
     digest = hashlib.sha256()

@@ -16,7 +16,14 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_robust.attacks import Attack
-from lightning_robust.callbacks.evaluation import Evaluation, Shard, When, fingerprint, make_attacks
+from lightning_robust.callbacks.evaluation import (
+    Evaluation,
+    Shard,
+    When,
+    fingerprint,
+    free_folder,
+    make_attacks,
+)
 from lightning_robust.data.environments import as_environment
 from lightning_robust.data.items import Environment, Role
 from lightning_robust.data.sampling import seeded_sample
@@ -248,7 +255,7 @@ class RobustnessMonitor(Callback):
 
     def _outside_fit(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         base = self._base_folder(trainer)
-        folder = _free_folder(trainer, None if base is None else base / stage, "records")
+        folder = _free_folder(trainer, None if base is None else base / stage)
         when = When(trainer.strategy.broadcast(uuid.uuid4().hex[:12]))
         self._folder = folder
         self._info = self._describe(trainer, pl_module, when.run_id) if trainer.is_global_zero else {}
@@ -309,7 +316,7 @@ class RobustnessMonitor(Callback):
         if not resumed:
             self._run_id = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
             self._reference = None
-            self._folder = _free_folder(trainer, base, "records")
+            self._folder = _free_folder(trainer, base)
         elif self.records_dir is not None or self._folder is None or not self._folder.is_dir():
             self._folder = base
         if trainer.is_global_zero:
@@ -340,7 +347,7 @@ class RobustnessMonitor(Callback):
         )
 
     def _note_evaluation(self, folder: Path, when: When, began: tuple[float, float]) -> None:
-        note = {"epoch": when.epoch, "global_step": when.global_step}
+        note: dict[str, Any] = {"epoch": when.epoch, "global_step": when.global_step}
         note |= _elapsed(began)
         self._info["evaluations"].append(note)
         write_run_json(folder, self._info)
@@ -359,15 +366,9 @@ def _is_ours(key: str | None) -> bool:
     return key is not None and key.startswith(KEY_PREFIXES)
 
 
-def _free_folder(trainer: Trainer, base: Path | None, inside: str) -> Path | None:
-    """Return ``base``, or ``base-2``, …: the first that holds no records; the same on every rank."""
-    if base is None:
-        return None
-    folder, number = base, 1
-    while any((folder / inside).glob("*.parquet")):
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return trainer.strategy.broadcast(folder)
+def _free_folder(trainer: Trainer, base: Path | None) -> Path | None:
+    """Return a folder that holds no run, the same on every rank."""
+    return None if base is None else trainer.strategy.broadcast(free_folder(base))
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def check_recipe(paths: Sequence[Path]) -> list[str]:
             return [str(error)]
         unknown = [str(key) for key in loaded if key not in _TOP_LEVEL]
         faults += [f"{path.name}: there is no section {k!r}.{did_you_mean(k, _TOP_LEVEL)}" for k in unknown]
-        merged = _merge(merged, loaded)
+        merged = merge(merged, loaded)
     for section in ("model", "data"):
         if section in merged:
             faults += _check_class(merged[section], section, required=True)
@@ -70,8 +70,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _merge(base: Any, update: Any) -> Any:
-    """Merge as the command line does: mappings by key, `key+` appends to a list, the rest replaces."""
+def merge(base: Any, update: Any) -> Any:
+    """Return two recipes merged as the command line does: mappings by key, `key+` appends to a list, the rest replaces."""
     if not isinstance(base, dict) or not isinstance(update, dict):
         return update
     merged = dict(base)
@@ -79,7 +79,7 @@ def _merge(base: Any, update: Any) -> Any:
         if isinstance(key, str) and key.endswith("+"):
             merged[key[:-1]] = [*(merged.get(key[:-1]) or []), *(value or [])]
         else:
-            merged[key] = _merge(merged.get(key), value)
+            merged[key] = merge(merged.get(key), value)
     return merged
 
 

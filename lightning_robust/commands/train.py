@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -108,8 +108,10 @@ class RobustCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand].trainer
         if settings.logger is None or settings.logger is True:
-            arguments = Namespace(save_dir=settings.default_root_dir or OUTPUTS, name=self.run_name)
-            settings.logger = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=arguments)
+            arguments = {"save_dir": settings.default_root_dir or OUTPUTS, "name": self.run_name}
+            settings.logger = dict_to_namespace(
+                {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": arguments}
+            )
 
 
 def _monitors(trainer: Trainer) -> list[RobustnessMonitor]:
@@ -128,9 +130,10 @@ def _report(cli: RobustCLI) -> None:
 
 def _quiet() -> None:
     """Hide what a user can do nothing about."""
+    warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage()
+        lambda record: "Tip: For seamless" not in record.getMessage()
     )

@@ -123,8 +123,9 @@ class EmbeddingPerturbation:
 
 def norm_per_example(values: Tensor) -> Tensor:
     """L2 norm over all but the first dimension, ``(rows, 1, 1)``, never 0 so that it can divide."""
-    norm = torch.linalg.vector_norm(values, dim=tuple(range(1, values.ndim)), keepdim=True)
-    return norm.clamp_min(torch.finfo(values.dtype).tiny)
+    norm: Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.ndim)), keepdim=True)
+    positive: Tensor = norm.clamp_min(torch.finfo(values.dtype).tiny)
+    return positive
 
 
 def project_l2(delta: Tensor, radius: float) -> Tensor:

@@ -19,7 +19,7 @@ from lightning_robust.results.records import (
     write_records,
 )
 from lightning_robust.results.runinfo import run_info
-from lightning_robust.results.tables import evaluations, metrics, transfer_deltas
+from lightning_robust.results.tables import evaluations, groups, metrics, transfer_deltas
 
 __all__ = [
     "SCHEMA",
@@ -31,6 +31,7 @@ __all__ = [
     "encode_text",
     "evaluations",
     "find_runs",
+    "groups",
     "metrics",
     "read_records",
     "read_run_json",

@@ -1,0 +1,215 @@
+"""Clean, adversarial and OOD report of a trained model, without training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_robust.assets import find_asset
+from lightning_robust.callbacks.evaluation import Evaluation, When, fingerprint, free_folder, make_attacks
+from lightning_robust.commands.check import check_recipe, load_yaml, merge
+from lightning_robust.data.environments import as_environment
+from lightning_robust.data.items import Environment, Role
+from lightning_robust.data.sampling import seeded_sample
+from lightning_robust.errors import BackboneError, ConfigError
+from lightning_robust.modules.victim import Victim
+from lightning_robust.results import (
+    Record,
+    groups,
+    metrics,
+    run_info,
+    write_records,
+    write_report,
+    write_run_json,
+)
+
+_ROLES: tuple[Role, ...] = ("clean", "ood", "adversarial")
+_NAME = "evaluation"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is asked for: the command's options before the recipe's monitor before the defaults."""
+
+    attacks: Sequence[Any]
+    num_examples: int
+    query_budget: int | None
+    seed: int
+
+
+def evaluate(out: Console, options: argparse.Namespace) -> None:
+    """Evaluate ``options.model`` and write records and a report.
+
+    Raises:
+        RobustError: If the model or an environment cannot be loaded, or nothing is to be evaluated.
+    """
+    recipe = _recipe(options.config)
+    plan = _plan(options, recipe)
+    environments = _environments(options, recipe)
+    evaluation = _evaluation(plan, environments)
+    victim, about = load_victim(options.model, options.max_length)
+    name = re.sub(r"[^\w.-]+", "_", str(options.model).strip("./")) or "model"
+    folder = free_folder(options.output or Path("checkpoints") / "evaluate" / name)
+    when = When(uuid.uuid4().hex[:12])
+    info = run_info(run_id=when.run_id, name=str(options.model), recipe=recipe or None, **about, **vars(plan))
+    write_run_json(folder, info)
+    partial = folder / "records" / f".{_NAME}.jsonl"
+    records = evaluation.run(victim, when, partial=partial, weights=fingerprint(victim.model))
+    write_records(folder / "records" / f"{_NAME}.parquet", records)
+    partial.unlink(missing_ok=True)
+    out.print(_table(records))
+    out.print(f"Records: {folder / 'records'}", soft_wrap=True)
+    out.print(f"Report:  {write_report([folder], folder / 'report.html')}", soft_wrap=True)
+
+
+def load_victim(model: str, max_length: int | None = None) -> tuple[Victim, dict[str, Any]]:
+    """Return the victim behind a Lightning checkpoint, export folder, local model or hub id, and its settings.
+
+    Raises:
+        BackboneError: If there is none, or it has no trained classification head.
+    """
+    from lightning_robust.modules.backbone import Backbone
+    from lightning_robust.modules.classifier import RobustClassifier
+    from lightning_robust.modules.export import MARKER
+
+    path = Path(model)
+    if path.suffix == ".ckpt" or path.is_file():
+        if not path.is_file():
+            raise BackboneError(f"There is no checkpoint {model}.")
+        module = RobustClassifier.load_from_checkpoint(path, map_location="cpu")
+        settings: dict[str, Any] = dict(module.hparams)
+        return Victim(module.model, module.tokenizer, max_length=module.max_length), {
+            "hyperparameters": settings
+        }
+    if (path / MARKER).is_file():
+        settings = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        backbone = Backbone(**{**settings["backbone"], "path": str(path)})
+        loaded, tokenizer = backbone.load(settings["num_labels"], settings["label_names"])
+    else:
+        backbone = Backbone(path=model, max_length=max_length or Backbone.max_length)
+        num_labels = _classes_of(model)
+        settings = {"num_labels": num_labels}
+        loaded, tokenizer = backbone.load(num_labels)
+    return Victim(loaded, tokenizer, max_length=backbone.max_length), {"hyperparameters": settings}
+
+
+def _classes_of(model: str) -> int:
+    """Return the number of classes that a plain transformers model was trained for."""
+    from transformers import AutoConfig
+
+    if (Path(model) / "adapter_config.json").is_file():
+        raise BackboneError(
+            f"{model} is an adapter without `lightning_robust.json`, so its classes are not known. Evaluate the "
+            "checkpoint, or export it with RobustClassifier.save_pretrained."
+        )
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"There is no model {model!r}: it is no checkpoint, no folder with a config.json, and not to be had "
+            f"from the hub ({str(error).splitlines()[0]})"
+        ) from error
+    kinds = config.architectures or []
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise BackboneError(
+            f"Expected a model trained for sequence classification, but {model} is {', '.join(kinds) or 'unnamed'}: "
+            "its classification head would be random. Fine-tune it first: lightning-robust fit."
+        )
+    return int(config.num_labels)
+
+
+def _recipe(names: Sequence[str]) -> dict[str, Any]:
+    paths = [find_asset(name) for name in names]
+    if faults := check_recipe(paths):
+        raise ConfigError("\n  ".join(["faults in the recipe:", *faults]))
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged = merge(merged, load_yaml(path))
+    return merged
+
+
+def _plan(options: argparse.Namespace, recipe: Mapping[str, Any]) -> _Plan:
+    callbacks = (recipe.get("trainer") or {}).get("callbacks") or []
+    monitors = [c for c in callbacks if str(c.get("class_path")).endswith("RobustnessMonitor")]
+    settings: dict[str, Any] = (monitors[-1].get("init_args") or {}) if monitors else {}
+
+    def pick(option: Any, name: str, default: Any) -> Any:
+        return option if option is not None else settings.get(name, default)
+
+    attacks = [] if options.no_attack else pick(options.attack, "attacks", ["deepwordbug"])
+    return _Plan(
+        attacks,
+        pick(options.num_examples, "num_examples", 200),
+        pick(options.query_budget, "query_budget", None),
+        pick(options.seed, "seed", 0),
+    )
+
+
+def _environments(options: argparse.Namespace, recipe: Mapping[str, Any]) -> list[Environment]:
+    data = (recipe.get("data") or {}).get("init_args") or {}
+    named: dict[Role, dict[str, Any]] = {
+        "clean": {"clean": data["clean"]} if data.get("clean") else {},
+        "ood": dict(data.get("ood") or {}),
+        "adversarial": dict(data.get("adversarial") or {}),
+    }
+    if options.clean is not None:
+        named["clean"] = {"clean": {"path": options.clean}}
+    named["ood"] |= _named_files(options.ood, "--ood")
+    named["adversarial"] |= _named_files(options.adversarial, "--adversarial")
+    found = [as_environment(source, name, role) for role in _ROLES for name, source in named[role].items()]
+    if not found:
+        raise ConfigError(
+            "There is nothing to evaluate on. Name a recipe whose data to use (-c sentiment/erm), or files: "
+            "--clean test.tsv --ood reviews=other.tsv."
+        )
+    return found
+
+
+def _named_files(options: Sequence[str], flag: str) -> dict[str, dict[str, str]]:
+    files = {}
+    for option in options:
+        name, equals, path = option.partition("=")
+        if not (name and equals and path):
+            raise ConfigError(f"Expected {flag} NAME=FILE, but got {option!r}.")
+        files[name] = {"path": path}
+    return files
+
+
+def _evaluation(plan: _Plan, environments: Sequence[Environment]) -> Evaluation:
+    if plan.num_examples < 1:
+        raise ConfigError(f"Expected --num-examples to be >= 1, but got {plan.num_examples}.")
+    clean = [item for one in environments if one.role == "clean" for item in one.items]
+    attacks = make_attacks(plan.attacks)
+    if attacks and not clean:
+        raise ConfigError("Expected clean items to attack. Give some with --clean FILE, or say --no-attack.")
+    attacked = seeded_sample(clean, [item.id for item in clean], plan.num_examples, plan.seed)
+    return Evaluation(environments, attacks, attacked if attacks else (), plan.query_budget, plan.seed)
+
+
+def _table(records: Sequence[Record]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "kind", "items", "accuracy", "macro F1", "majority", "success rate", "queries"):
+        table.add_column(column, justify="left" if column in ("", "kind") else "right")
+    values = metrics(records)
+    prefixes = {"clean": "clean", "ood": "ood/{}", "adversarial": "adv/{}", "attack": "adv/{}"}
+    for (kind, name), group in groups(records).items():
+        prefix = prefixes[kind].format(name)
+        cells = [f"{group.accuracy:.3f}", _cell(values, f"{prefix}/f1"), f"{group.majority:.3f}"]
+        attacked = [_cell(values, f"{prefix}/{key}") for key in ("success_rate", "queries")]
+        table.add_row(name, kind, str(len(group.item_id)), *cells, *attacked)
+    return table
+
+
+def _cell(values: Mapping[str, float], key: str) -> str:
+    if key not in values:
+        return ""
+    return f"{values[key]:.0f}" if key.endswith("queries") else f"{values[key]:.3f}"
