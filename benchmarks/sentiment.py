@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 OUTPUT = Path("checkpoints/benchmark")
+SIZES = ["--trainer.max_epochs=2", "--trainer.precision=bf16-mixed"]
 LORA = ["--model.init_args.backbone.adaptation=lora", "--model.init_args.learning_rate=5.0e-4"]
 LLAMA = [
     "--model.init_args.backbone.path=../shared/models/llama-mini-wiki",
@@ -65,7 +66,7 @@ def train(name: str, seed: int) -> str:
     command += [f"--seed_everything={seed}", f"--data.init_args.seed={seed}"]
     command += [f"--model.init_args.backbone.seed={seed}", f"--trainer.default_root_dir={path}"]
     command += ["--trainer.logger=false", "--trainer.enable_checkpointing=false"]
-    command += ["--trainer.enable_progress_bar=false", *more]
+    command += ["--trainer.enable_progress_bar=false", *SIZES, *more]
     # One thread each: ratios of processor time then mean the same whatever runs beside.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with (path / "log.txt").open("w") as log:

@@ -72,9 +72,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def merge(base: Any, update: Any) -> Any:
     """Return two recipes merged as the command line does: mappings by key, `key+` appends to a list, the rest replaces."""
-    if not isinstance(base, dict) or not isinstance(update, dict):
+    if not isinstance(update, dict):
         return update
-    merged = dict(base)
+    merged = dict(base) if isinstance(base, dict) else {}
     for key, value in update.items():
         if isinstance(key, str) and key.endswith("+"):
             merged[key[:-1]] = [*(merged.get(key[:-1]) or []), *(value or [])]

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning_robust.assets import find_asset
 from lightning_robust.callbacks.monitor import RobustnessMonitor
 from lightning_robust.commands.check import check_recipe
-from lightning_robust.errors import ConfigError
+from lightning_robust.errors import ConfigError, RobustError
 
 OUTPUTS = "checkpoints"
 
@@ -44,10 +44,20 @@ def run_trainer(arguments: Sequence[str]) -> int:
             save_config_callback=KeepRecipe,
             args=resolved,
         )
-    except (MisconfigurationException, OSError) as error:
-        raise ConfigError(str(error)) from error
+    except (MisconfigurationException, OSError, ValueError) as error:
+        raise _clear(error) from error
     _report(cli)
     return 0
+
+
+def _clear(error: Exception) -> Exception:
+    """Return the error that the user should see; jsonargparse wraps those of classes that it builds."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RobustError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return error if isinstance(error, ValueError) else ConfigError(str(error))
 
 
 def resolve_configs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
@@ -104,6 +114,9 @@ class RobustCLI(LightningCLI):
         parser = _Parser(**kwargs)
         parser.add_argument("-c", "--config", action="config", help="recipe, fragment or file; repeatable")
         return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the recipe as it is: what a checkpoint was made of must match it, not silently replace it."""
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand].trainer
