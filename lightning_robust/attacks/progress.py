@@ -1,9 +1,10 @@
-"""A progress bar for attacks."""
+"""Progress bars for evaluations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from lightning_robust.attacks.base import AttackResult
 
@@ -19,47 +20,53 @@ def attack_progress(name: str, total: int, show: bool | None) -> Iterator[Show]:
         total: How many results to expect.
         show: Whether to show the bar; None shows it on a terminal.
     """
+    counts = {"finished": 0, "robust": 0, "queries": 0}
+    with _bar(name, total, show) as update:
+
+        def advance(result: AttackResult) -> None:
+            counts["finished"] += 1
+            counts["robust"] += result.status == "failed"
+            counts["queries"] += result.queries
+            accuracy = counts["robust"] / counts["finished"]
+            update(1, f"accuracy under attack {accuracy:.3f} · {counts['queries']} queries")
+
+        yield advance
+
+
+@contextmanager
+def item_progress(name: str, total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function that moves a transient bar on by a number of items."""
+    with _bar(name, total, show) as update:
+        yield lambda number: update(number, "")
+
+
+@contextmanager
+def _bar(name: str, total: int, show: bool | None) -> Iterator[Callable[[int, str], None]]:
+    def ignore(number: int, note: str) -> None:
+        """Show nothing."""
+
     if show is False:
-        yield _ignore
+        yield ignore
         return
     from rich.console import Console
     from rich.errors import LiveError
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, force_terminal=show)
+    console = Console(stderr=True)
     if show is None and not console.is_terminal:
-        yield _ignore
+        yield ignore
         return
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("accuracy under attack {task.fields[accuracy]:.3f} · {task.fields[queries]} queries"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TextColumn("{task.fields[note]}"), TimeRemainingColumn()]
+    bar = Progress(*columns, console=console, transient=True)
     try:
         bar.start()
     except LiveError:
-        # A trainer's own rich bar is on the screen, and there can be only one.
-        yield _ignore
+        # Another rich bar is on the screen, and there can be only one.
+        yield ignore
         return
-    task = bar.add_task(name, total=total, accuracy=1.0, queries=0)
-    counts = {"finished": 0, "robust": 0, "queries": 0}
-
-    def advance(result: AttackResult) -> None:
-        counts["finished"] += 1
-        counts["robust"] += result.status == "failed"
-        counts["queries"] += result.queries
-        accuracy = counts["robust"] / counts["finished"]
-        bar.update(task, advance=1, accuracy=accuracy, queries=counts["queries"])
-
+    task = bar.add_task(name, total=total, note="")
     try:
-        yield advance
+        yield lambda number, note: bar.update(task, advance=number, note=note)
     finally:
         bar.stop()
-
-
-def _ignore(_result: AttackResult) -> None:
-    """Show nothing."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_robust.attacks import Attack, AttackEngine, AttackResult, get_attack
 from lightning_robust.attacks.goal import predicted_class
 from lightning_robust.attacks.oracle import Failure, Oracle
+from lightning_robust.attacks.progress import item_progress
 from lightning_robust.data.items import Environment, Item, Text
 from lightning_robust.data.sampling import stable_hash
 from lightning_robust.errors import ConfigError
@@ -32,7 +33,7 @@ from lightning_robust.results import (
 logger = logging.getLogger(__name__)
 
 LOGIT_NOISE = 1e-5  # as the attacks' default
-_CHUNK = 512  # items between two steps of the progress bar
+_CHUNK = 256  # items between two steps of the progress bar
 _SAMPLED_VALUES = 4096  # of each tensor in a fingerprint: an optimizer step moves nearly all of them
 
 
@@ -167,14 +168,16 @@ class Evaluation:
         self, victim: Any, when: When, environment: Environment, items: Sequence[Item]
     ) -> Iterator[Record]:
         oracle = Oracle(victim, self.max_batch_tokens, None)
-        for start in range(0, len(items), _CHUNK):
-            chunk = items[start : start + _CHUNK]
-            begun = perf_counter()
-            answers = oracle.answer([[item.text] for item in chunk])
-            seconds = (perf_counter() - begun) / len(chunk)
-            for item, answer in zip(chunk, answers, strict=True):
-                oracle.check_label(item)
-                yield _static_record(when, environment, item, answer, seconds)
+        with item_progress(environment.name, len(items), self.progress) as advance:
+            for start in range(0, len(items), _CHUNK):
+                chunk = items[start : start + _CHUNK]
+                begun = perf_counter()
+                answers = oracle.answer([[item.text] for item in chunk])
+                seconds = (perf_counter() - begun) / len(chunk)
+                for item, answer in zip(chunk, answers, strict=True):
+                    oracle.check_label(item)
+                    yield _static_record(when, environment, item, answer, seconds)
+                advance(len(chunk))
 
     def _attack(
         self,

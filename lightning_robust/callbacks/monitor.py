@@ -14,6 +14,7 @@ from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
+from rich.progress import Progress
 
 from lightning_robust.attacks import Attack
 from lightning_robust.callbacks.evaluation import (
@@ -290,17 +291,14 @@ class RobustnessMonitor(Callback):
     def _log(self, trainer: Trainer, pl_module: LightningModule, values: dict[str, float]) -> None:
         # Every rank has the same values; sync_dist tells Lightning that this is meant.
         pl_module.log_dict(values, sync_dist=True)
-        if trainer.is_global_zero:
-            parts = [
-                f"{label} {values[key]:.3f}"
-                for label, key in (
-                    ("clean", "clean/accuracy"),
-                    ("adv", "adv/accuracy"),
-                    ("ood", "ood/accuracy"),
-                )
-                if key in values
-            ]
-            rank_zero_info(f"Epoch {trainer.current_epoch}, accuracy: {' · '.join(parts)}")
+        parts = [f"{kind} {values[key]:.3f}" for kind in KINDS if (key := f"{kind}/accuracy") in values]
+        summary = f"Epoch {trainer.current_epoch}, accuracy: {' · '.join(parts)}"
+        bar = _live_bar(trainer)
+        if bar is None:
+            rank_zero_info(summary)
+        else:
+            # Written past the bar, it would be drawn over.
+            bar.console.print(summary, highlight=False)
 
     # The run's folder ---------------------------------------------------------------------------
 
@@ -334,6 +332,8 @@ class RobustnessMonitor(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return run_info(
             run_id=run_id,
+            name=None if self._folder is None else _name(self._folder),
+            label_names=pl_module.hparams.get("label_names"),
             recipe=self.recipe,
             module=type(pl_module).__name__,
             hyperparameters=dict(pl_module.hparams),
@@ -358,6 +358,12 @@ def _elapsed(since: tuple[float, float]) -> dict[str, float]:
     return {"seconds": perf_counter() - since[0], "cpu_seconds": process_time() - since[1]}
 
 
+def _name(folder: Path) -> str:
+    """Name a run by its folder, which loggers call ``version_<n>`` in that of the experiment."""
+    parts = folder.resolve().parts
+    return "/".join(parts[-2:] if parts[-1].startswith("version_") else parts[-1:])
+
+
 def _is_dry(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
@@ -371,12 +377,33 @@ def _free_folder(trainer: Trainer, base: Path | None) -> Path | None:
     return None if base is None else trainer.strategy.broadcast(free_folder(base))
 
 
+def _live_bar(trainer: Trainer) -> Progress | None:
+    bar = getattr(trainer.progress_bar_callback, "progress", None)
+    return bar if isinstance(bar, Progress) and bar.live.is_started else None
+
+
+@contextmanager
+def _bar_aside(trainer: Trainer) -> Iterator[None]:
+    """Take Lightning's rich bar off the screen: there can be only one, and the attacks' says more."""
+    bar = _live_bar(trainer)
+    if bar is None:
+        yield
+        return
+    bar.live.transient, stays = True, bar.live.transient  # erased now, drawn again below
+    bar.stop()
+    bar.live.transient = stays
+    try:
+        yield
+    finally:
+        bar.start()
+
+
 @contextmanager
 def _leaving_no_trace(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     """Evaluate in eval mode and the trainer's precision; give modes and random states back."""
     states = _collect_rng_states()
     try:
-        with evaluating(pl_module), trainer.precision_plugin.val_step_context():
+        with _bar_aside(trainer), evaluating(pl_module), trainer.precision_plugin.val_step_context():
             yield
     finally:
         _set_rng_states(states)

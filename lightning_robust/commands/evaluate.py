@@ -60,7 +60,14 @@ def evaluate(out: Console, options: argparse.Namespace) -> None:
     name = re.sub(r"[^\w.-]+", "_", str(options.model).strip("./")) or "model"
     folder = free_folder(options.output or Path("checkpoints") / "evaluate" / name)
     when = When(uuid.uuid4().hex[:12])
-    info = run_info(run_id=when.run_id, name=str(options.model), recipe=recipe or None, **about, **vars(plan))
+    info = run_info(
+        run_id=when.run_id,
+        name=str(options.model),
+        recipe=recipe or None,
+        label_names=about["hyperparameters"].get("label_names"),
+        **about,
+        **vars(plan),
+    )
     write_run_json(folder, info)
     partial = folder / "records" / f".{_NAME}.jsonl"
     records = evaluation.run(victim, when, partial=partial, weights=fingerprint(victim.model))
