@@ -58,7 +58,8 @@ def _bar(name: str, total: int, show: bool | None) -> Iterator[Callable[[int, st
         return
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     columns += [TextColumn("{task.fields[note]}"), TimeRemainingColumn()]
-    bar = Progress(*columns, console=console, transient=True)
+    # In a log file only the last state is written, so it stays.
+    bar = Progress(*columns, console=console, transient=console.is_terminal)
     try:
         bar.start()
     except LiveError:

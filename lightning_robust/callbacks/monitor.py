@@ -14,6 +14,7 @@ from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
+from rich.live import Live
 from rich.progress import Progress
 
 from lightning_robust.attacks import Attack
@@ -389,9 +390,16 @@ def _bar_aside(trainer: Trainer) -> Iterator[None]:
     if bar is None:
         yield
         return
-    bar.live.transient, stays = True, bar.live.transient  # erased now, drawn again below
-    bar.stop()
-    bar.live.transient = stays
+    shown = bar.live
+    # A display that starts again draws over what was printed since it stopped: a new one does not.
+    bar.live = Live(
+        console=bar.console,
+        refresh_per_second=shown.refresh_per_second,
+        transient=shown.transient,
+        get_renderable=bar.get_renderable,
+    )
+    shown.transient = True
+    shown.stop()
     try:
         yield
     finally:
