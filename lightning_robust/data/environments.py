@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from lightning_robust.data.items import Environment, Item, Role
 from lightning_robust.data.readers import Table
 from lightning_robust.data.sources import TextSource
-from lightning_robust.errors import ConfigError, DataError
+from lightning_robust.errors import ConfigError, DataError, did_you_mean
 
 
 def as_environment(source: Any, name: str, role: Role) -> Environment:
@@ -33,6 +35,12 @@ def as_environment(source: Any, name: str, role: Role) -> Environment:
         raise DataError(
             f"Expected item ids of environment {name!r} to differ, but {repeated[0]!r} occurs again."
         )
+    if len({item.label for item in items}) == 1:
+        warnings.warn(
+            f"All {len(items)} items of environment {name!r} have the label {items[0].label}: "
+            "F1 is undefined for the classes that are not there.",
+            stacklevel=2,
+        )
     return Environment(name, role, tuple(items))
 
 
@@ -42,7 +50,7 @@ def _items(source: Any, name: str) -> Sequence[Item]:
     if isinstance(source, TextSource):
         return source.items()
     if isinstance(source, Mapping):
-        return TextSource(**source).items()
+        return _from_settings(source, name).items()
     if hasattr(source, "column_names"):  # a datasets.Dataset, which need not be imported to be known
         columns = {column: list(source[column]) for column in source.column_names}
         return _from_columns(columns, name)
@@ -53,6 +61,19 @@ def _items(source: Any, name: str) -> Sequence[Item]:
         f"Expected environment {name!r} to be a TextSource, a datasets.Dataset or a list of (text, label), "
         f"but got {type(source).__name__}."
     )
+
+
+def _from_settings(settings: Mapping[str, Any], name: str) -> TextSource:
+    known = [field.name for field in fields(TextSource)]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(
+                f"Environment {name!r}: TextSource has no setting {key!r}.{did_you_mean(str(key), known)} "
+                f"It has: {', '.join(known)}."
+            )
+    if "path" not in settings:
+        raise ConfigError(f"Environment {name!r}: TextSource needs `path`, but got {dict(settings)!r}.")
+    return TextSource(**settings)
 
 
 def _from_pairs(rows: Sequence[Any], name: str) -> list[Item]:
