@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
-from rich.live import Live
-from rich.progress import Progress
 
 from lightning_robust.attacks import Attack
+from lightning_robust.callbacks.context import gather, leaving_no_trace, live_bar
 from lightning_robust.callbacks.evaluation import (
     Evaluation,
     Shard,
@@ -30,7 +27,7 @@ from lightning_robust.data.environments import as_environment
 from lightning_robust.data.items import Environment, Role
 from lightning_robust.data.sampling import seeded_sample
 from lightning_robust.errors import ConfigError
-from lightning_robust.modules.victim import evaluating, find_victim
+from lightning_robust.modules.victim import find_victim
 from lightning_robust.results import (
     Record,
     metrics,
@@ -271,7 +268,7 @@ class RobustnessMonitor(Callback):
         began = (perf_counter(), process_time())
         shard = Shard(trainer.global_rank, trainer.world_size)
         partial = None if folder is None else folder / "records" / f".{name}.rank{shard.rank}.jsonl"
-        with _leaving_no_trace(trainer, pl_module):
+        with leaving_no_trace(trainer, pl_module):
             mine = self._evaluation.run(
                 self._find_victim(pl_module),
                 when,
@@ -279,7 +276,7 @@ class RobustnessMonitor(Callback):
                 partial=partial,
                 weights=fingerprint(pl_module),
             )
-        records = self._evaluation.in_order(_gather(mine, shard))
+        records = self._evaluation.in_order(gather(mine, shard))
         self._evaluation.remember(records)
         if folder is not None and trainer.is_global_zero:
             write_records(folder / "records" / f"{name}.parquet", records)
@@ -294,7 +291,7 @@ class RobustnessMonitor(Callback):
         pl_module.log_dict(values, sync_dist=True)
         parts = [f"{kind} {values[key]:.3f}" for kind in KINDS if (key := f"{kind}/accuracy") in values]
         summary = f"Epoch {trainer.current_epoch}, accuracy: {' · '.join(parts)}"
-        bar = _live_bar(trainer)
+        bar = live_bar(trainer)
         if bar is None:
             rank_zero_info(summary)
         else:
@@ -376,50 +373,3 @@ def _is_ours(key: str | None) -> bool:
 def _free_folder(trainer: Trainer, base: Path | None) -> Path | None:
     """Return a folder that holds no run, the same on every rank."""
     return None if base is None else trainer.strategy.broadcast(free_folder(base))
-
-
-def _live_bar(trainer: Trainer) -> Progress | None:
-    bar = getattr(trainer.progress_bar_callback, "progress", None)
-    return bar if isinstance(bar, Progress) and bar.live.is_started else None
-
-
-@contextmanager
-def _bar_aside(trainer: Trainer) -> Iterator[None]:
-    """Take Lightning's rich bar off the screen: there can be only one, and the attacks' says more."""
-    bar = _live_bar(trainer)
-    if bar is None:
-        yield
-        return
-    shown = bar.live
-    # A display that starts again draws over what was printed since it stopped: a new one does not.
-    bar.live = Live(
-        console=bar.console,
-        refresh_per_second=shown.refresh_per_second,
-        transient=shown.transient,
-        get_renderable=bar.get_renderable,
-    )
-    shown.transient = True
-    shown.stop()
-    try:
-        yield
-    finally:
-        bar.start()
-
-
-@contextmanager
-def _leaving_no_trace(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Evaluate in eval mode and the trainer's precision; give modes and random states back."""
-    states = _collect_rng_states()
-    try:
-        with _bar_aside(trainer), evaluating(pl_module), trainer.precision_plugin.val_step_context():
-            yield
-    finally:
-        _set_rng_states(states)
-
-
-def _gather(records: list[Record], shard: Shard) -> list[Record]:
-    if shard.world_size == 1:
-        return records
-    gathered: list[Any] = [None] * shard.world_size
-    torch.distributed.all_gather_object(gathered, records)
-    return [record for part in gathered for record in part]

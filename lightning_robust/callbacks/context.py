@@ -1,0 +1,66 @@
+"""Evaluating in the middle of a training, unseen by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch import LightningModule, Trainer
+from rich.live import Live
+from rich.progress import Progress
+
+from lightning_robust.callbacks.evaluation import Shard
+from lightning_robust.modules.victim import evaluating
+from lightning_robust.results import Record
+
+
+def live_bar(trainer: Trainer) -> Progress | None:
+    """Return the rich progress bar that Lightning has on the screen, if there is one."""
+    bar = getattr(trainer.progress_bar_callback, "progress", None)
+    return bar if isinstance(bar, Progress) and bar.live.is_started else None
+
+
+@contextmanager
+def bar_aside(trainer: Trainer) -> Iterator[None]:
+    """Take Lightning's rich bar off the screen: there can be only one, and the attacks' says more."""
+    bar = live_bar(trainer)
+    if bar is None:
+        yield
+        return
+    shown = bar.live
+    # A display that starts again draws over what was printed since it stopped: a new one does not.
+    bar.live = Live(
+        console=bar.console,
+        refresh_per_second=shown.refresh_per_second,
+        transient=shown.transient,
+        get_renderable=bar.get_renderable,
+    )
+    shown.transient = True
+    shown.stop()
+    try:
+        yield
+    finally:
+        bar.start()
+
+
+@contextmanager
+def leaving_no_trace(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Evaluate in eval mode and the trainer's precision; give modes and random states back."""
+    states = _collect_rng_states()
+    try:
+        with bar_aside(trainer), evaluating(pl_module), trainer.precision_plugin.val_step_context():
+            yield
+    finally:
+        _set_rng_states(states)
+
+
+def gather(records: list[Record], shard: Shard) -> list[Record]:
+    """Return the records of all processes on each of them."""
+    if shard.world_size == 1:
+        return records
+    gathered: list[Any] = [None] * shard.world_size
+    torch.distributed.all_gather_object(gathered, records)
+    return [record for part in gathered for record in part]
