@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from rich.live import Live
 from rich.progress import Progress
 
@@ -49,12 +49,9 @@ def bar_aside(trainer: Trainer) -> Iterator[None]:
 @contextmanager
 def leaving_no_trace(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     """Evaluate in eval mode and the trainer's precision; give modes and random states back."""
-    states = _collect_rng_states()
-    try:
-        with bar_aside(trainer), evaluating(pl_module), trainer.precision_plugin.val_step_context():
-            yield
-    finally:
-        _set_rng_states(states)
+    precision = trainer.precision_plugin.val_step_context()
+    with bar_aside(trainer), isolate_rng(), evaluating(pl_module), precision:
+        yield
 
 
 def gather(records: list[Record], shard: Shard) -> list[Record]:
