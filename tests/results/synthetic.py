@@ -77,7 +77,7 @@ def evaluation(
                     words_changed=1 if status == "success" else 0,
                     text=text,
                     perturbed_text=perturbed if status == "success" and name != "embedding_pgd" else None,
-                )  # fmt: skip
+                )
             )
     return rows
 

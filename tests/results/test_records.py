@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic import evaluation, record, write_run
 
 from lightning_robust.errors import RobustError
 from lightning_robust.results import (
@@ -28,6 +27,7 @@ from lightning_robust.results import (
     write_run_json,
 )
 from lightning_robust.results.files import write_text
+from tests.results.synthetic import evaluation, record, write_run
 
 COLUMNS = (
     "run_id, epoch, global_step, kind, environment, attack, item_id, label, predicted, probability, correct, "
@@ -87,7 +87,10 @@ def test_truncated_file_is_named_and_left_out(tmp_path: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:-20])
     with pytest.warns(UserWarning, match=broken.name):
         assert read_records(run).num_rows == 3
-    with pytest.warns(UserWarning), pytest.raises(RecordsError, match="None of the 1 records files"):
+    with (
+        pytest.warns(UserWarning, match=broken.name),
+        pytest.raises(RecordsError, match="None of the 1 records files"),
+    ):
         read_records(broken)
 
 
@@ -148,9 +151,11 @@ def test_folder_that_is_a_file_is_one_clear_error(tmp_path: Path) -> None:
 def test_run_json_round_trip_and_damage(tmp_path: Path) -> None:
     write_run_json(tmp_path, run_info(seed=3, recipe={"path": tmp_path}))
     info = read_run_json(tmp_path)
-    assert info["seed"] == 3 and info["recipe"] == {"path": str(tmp_path)}
+    assert info["seed"] == 3
+    assert info["recipe"] == {"path": str(tmp_path)}
     assert {"python", "torch", "transformers", "lightning-robust"} <= set(info["versions"])
-    assert info["hardware"]["cores"] >= 1 and isinstance(info["hardware"]["gpus"], list)
+    assert info["hardware"]["cores"] >= 1
+    assert isinstance(info["hardware"]["gpus"], list)
     write_text(tmp_path / "run.json", "{")
     with pytest.raises(RecordsError, match=r"run\.json cannot be read"):
         read_run_json(tmp_path)
@@ -162,7 +167,8 @@ def test_run_info_outside_git_and_without_tools(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     info = run_info()
-    assert info["git"] is None and info["hardware"]["gpus"] == []
+    assert info["git"] is None
+    assert info["hardware"]["gpus"] == []
 
 
 def test_results_import_neither_torch_nor_lightning_nor_matplotlib() -> None:

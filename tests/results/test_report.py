@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic import evaluation, record, write_run
 
 from lightning_robust.results import RecordsError, write_records, write_report, write_run_json
 from lightning_robust.results.examples import changed_spans, choose_examples
 from lightning_robust.results.records import encode_text
+from tests.results.synthetic import evaluation, record, write_run
 
 FULL = {"clean/clean": 0.8, "attack/deepwordbug": 0.2, "ood/yelp": 0.7, "ood/imdb": 0.6}
 VOID = {"meta", "br", "hr", "img", "link", "input", "path", "use", "rect"}
@@ -65,7 +65,7 @@ def report(runs: object, tmp_path: Path) -> Page:
     return page
 
 
-@pytest.fixture()
+@pytest.fixture
 def study(tmp_path: Path) -> Path:
     for name in ("erm", "freelb", "vrex"):
         write_run(tmp_path / "study" / name, name, [FULL] * 3, num_items=20, label_names=["neg", "pos"])
@@ -75,11 +75,13 @@ def study(tmp_path: Path) -> Path:
 def test_report_of_a_study_says_what_happened(study: Path, tmp_path: Path) -> None:
     page = report(study, tmp_path)
     assert page.text.count("went from its first evaluation (epoch 0) to its last (epoch 2)") == 3
-    assert "No intervals are computed yet" in page.text and "20 items" in page.text
+    assert "No intervals are computed yet" in page.text
+    assert "20 items" in page.text
     assert page.tags.count("svg") == 4  # three panels and the plane
     assert page.tags.count("figcaption") == 2
     assert page.tags.count("caption") == page.tags.count("table") == 4
-    assert "mark" in page.tags and "del" in page.tags
+    assert "mark" in page.tags
+    assert "del" in page.tags
     assert "pos → neg" in page.text or "neg → pos" in page.text
 
 
@@ -95,7 +97,8 @@ def test_report_needs_no_network_and_no_script(study: Path, tmp_path: Path) -> N
 def test_figures_follow_the_page_colours(study: Path, tmp_path: Path) -> None:
     html = write_report(study, tmp_path / "r.html").read_text(encoding="utf-8")
     drawings = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
-    assert "var(--run-2)" in drawings and "var(--muted)" in drawings
+    assert "var(--run-2)" in drawings
+    assert "var(--muted)" in drawings
     assert not re.search(r"#0[0-9][0-9a-f]{4}\b", drawings)
 
 
@@ -140,14 +143,17 @@ def test_evaluation_outside_training(tmp_path: Path) -> None:
     rows = evaluation("hub-model", None, None, FULL, num_items=5)
     write_records(tmp_path / "run" / "records" / "evaluate.parquet", rows)
     page = report(tmp_path / "run", tmp_path)
-    assert "hub-model was evaluated once:" in page.text and "This run has no run.json" in page.text
+    assert "hub-model was evaluated once:" in page.text
+    assert "This run has no run.json" in page.text
 
 
 def test_runs_of_unlike_length_and_items(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "a", [FULL] * 3, num_items=8)
     write_run(tmp_path / "b", "b", [{"clean/clean": 0.5, "ood/other": 0.4}], num_items=5)
     text = report([tmp_path / "a", tmp_path / "b"], tmp_path).text
-    assert "differs" in text and "n 5" in text and "(5 to 8 items)" in text
+    assert "differs" in text
+    assert "n 5" in text
+    assert "(5 to 8 items)" in text
 
 
 def test_one_name_for_two_runs_is_told_apart(tmp_path: Path) -> None:
@@ -164,7 +170,8 @@ def test_truncated_records_are_named_on_the_page(tmp_path: Path) -> None:
     last.write_bytes(b"PAR1 torn")
     with pytest.warns(UserWarning, match=last.name):
         page = report(run, tmp_path)
-    assert last.name in page.text and "was evaluated once (epoch 0)" in page.text
+    assert last.name in page.text
+    assert "was evaluated once (epoch 0)" in page.text
 
 
 def test_nothing_to_report_is_an_error_and_keeps_the_old_report(tmp_path: Path) -> None:
@@ -187,7 +194,8 @@ def test_long_texts_are_cut_to_the_edits() -> None:
     edited = [*words[:100], "EDIT", *words[101:]]
     spans = changed_spans(" ".join(words), " ".join(edited))[1]
     assert [span.text for span in spans if span.changed] == ["EDIT"]
-    assert spans[0].text.startswith("… w88") and spans[-1].text.endswith("w112 …")
+    assert spans[0].text.startswith("… w88")
+    assert spans[-1].text.endswith("w112 …")
     assert len(changed_spans("x" * 10_000, "y")[0][0].text) == 60
 
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from synthetic import evaluation, record
 from torchmetrics.functional.classification import (
     multiclass_f1_score,
     multiclass_precision,
@@ -14,6 +13,7 @@ from torchmetrics.functional.classification import (
 
 from lightning_robust.results import Record, evaluations, metrics, to_table, transfer_deltas
 from lightning_robust.results.tables import classification_scores, groups
+from tests.results.synthetic import evaluation, record
 
 
 def static(kind: str, name: str, rights: str, **changes: object) -> list[Record]:
@@ -91,7 +91,8 @@ def test_success_rate_is_nan_where_nothing_was_right_before() -> None:
 
 
 def test_no_records_make_no_metrics() -> None:
-    assert metrics([]) == {} and evaluations([]) == []
+    assert metrics([]) == {}
+    assert evaluations([]) == []
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 7])
@@ -150,7 +151,8 @@ def test_transfer_ratio_is_nan_without_an_adversarial_change() -> None:
     assert math.isnan(transfer_deltas(rows, rows)["transfer/ratio"])
     only_ood = transfer_deltas(static("ood", "a", "10"), static("ood", "a", "11"))
     assert only_ood["transfer/ood_delta"] == 0.5
-    assert math.isnan(only_ood["transfer/adv_delta"]) and math.isnan(only_ood["transfer/ratio"])
+    assert math.isnan(only_ood["transfer/adv_delta"])
+    assert math.isnan(only_ood["transfer/ratio"])
 
 
 def test_transfer_falls_back_to_static_environments() -> None:
