@@ -179,6 +179,7 @@ def test_bad_values_fail_before_anything_is_written(tmp_path, capsys):
     assert "batch_size" in error
     error = failure(capsys, ["fit", "-c", recipe(tmp_path), "--trainer.max_epochz=3"])
     assert "max_epochz" in error
+    assert "Name a recipe" in failure(capsys, ["fit", "--trainer.max_epochs=1"])
     error = failure(capsys, ["fit", "-c", "sentiment/freelbb"])
     assert "Did you mean «sentiment/freelb»" in error
     assert not (tmp_path / "checkpoints").exists()

@@ -34,6 +34,11 @@ def run_trainer(arguments: Sequence[str]) -> int:
         raise ConfigError(
             "\n  ".join([f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the recipe:", *faults])
         )
+    given = ("-h", "--help", "--model", "--print_config")
+    if not recipes and not any(argument.startswith(given) for argument in arguments):
+        raise ConfigError(
+            f"Name a recipe: lightning-robust {arguments[0]} -c sentiment/erm. `lightning-robust ls` lists them."
+        )
     _quiet()
     name = next((arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a in ("-c", "--config")), "run")
     RobustCLI.run_name = str(Path(name).with_suffix("")) if not Path(name).is_file() else Path(name).stem
