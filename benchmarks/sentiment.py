@@ -64,7 +64,7 @@ def train(name: str, seed: int) -> str:
     command = [sys.executable, "-m", "lightning_robust.cli", "fit"]
     command += ["-c", f"sentiment/{recipe}", "-c", f"data/{data}", "-c", "monitor"]
     command += [f"--seed_everything={seed}", f"--data.init_args.seed={seed}"]
-    command += [f"--model.init_args.backbone.seed={seed}", f"--trainer.default_root_dir={path}"]
+    command += [f"--model.init_args.backbone.seed={seed}", f"--trainer.callbacks.records_dir={path}"]
     command += ["--trainer.logger=false", "--trainer.enable_checkpointing=false"]
     command += ["--trainer.enable_progress_bar=false", *SIZES, *more]
     # One thread each: ratios of processor time then mean the same whatever runs beside.

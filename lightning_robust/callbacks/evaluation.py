@@ -20,7 +20,7 @@ from lightning_robust.attacks.oracle import Failure, Oracle
 from lightning_robust.attacks.progress import item_progress
 from lightning_robust.data.items import Environment, Item, Text
 from lightning_robust.data.sampling import stable_hash
-from lightning_robust.errors import ConfigError
+from lightning_robust.errors import AttackError, ConfigError
 from lightning_robust.results import (
     PartialRecords,
     Record,
@@ -83,6 +83,16 @@ class Evaluation:
     progress: bool | None = None
     warm_start: bool = False
     found: dict[tuple[str, str], tuple[Text, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_budget(self.query_budget)
+        attacks = [attack.name for attack in self.attacks]
+        for one in self.environments:
+            if one.name in attacks:
+                raise ConfigError(
+                    f"Expected environments and attacks with different names, but {one.name!r} is both: "
+                    "their metrics would share a key."
+                )
 
     def run(
         self,
@@ -168,6 +178,7 @@ class Evaluation:
         self, victim: Any, when: When, environment: Environment, items: Sequence[Item]
     ) -> Iterator[Record]:
         oracle = Oracle(victim, self.max_batch_tokens, None)
+        failures: list[str] = []
         with item_progress(environment.name, len(items), self.progress) as advance:
             for start in range(0, len(items), _CHUNK):
                 chunk = items[start : start + _CHUNK]
@@ -176,8 +187,20 @@ class Evaluation:
                 seconds = (perf_counter() - begun) / len(chunk)
                 for item, answer in zip(chunk, answers, strict=True):
                     oracle.check_label(item)
+                    if isinstance(answer, Failure):
+                        failures.append(answer.message)
                     yield _static_record(when, environment, item, answer, seconds)
                 advance(len(chunk))
+        if failures and len(failures) == len(items):
+            raise AttackError(f"No item of «{environment.name}» could be predicted: {failures[0]}.")
+        if failures:
+            logger.warning(
+                "%d of %d items of «%s» could not be predicted and count as wrong; the first: %s.",
+                len(failures),
+                len(items),
+                environment.name,
+                failures[0],
+            )
 
     def _attack(
         self,
@@ -245,13 +268,13 @@ class Evaluation:
                 )
 
 
-def make_attacks(specs: Sequence[str | Mapping[str, Any] | Attack]) -> list[Attack]:
+def make_attacks(specs: str | Sequence[str | Mapping[str, Any] | Attack]) -> list[Attack]:
     """Return attacks from names, settings with a ``name``, or attacks.
 
     Raises:
         ConfigError: If one is unknown or two share a name, which their metrics would too.
     """
-    attacks = [_make_attack(spec) for spec in specs]
+    attacks = [_make_attack(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
     names = [attack.name for attack in attacks]
     for name in names:
         if names.count(name) > 1:
@@ -267,6 +290,12 @@ def _make_attack(spec: str | Mapping[str, Any] | Attack) -> Attack:
     if isinstance(spec, Mapping) and "name" in spec:
         return get_attack(**spec)
     raise ConfigError(f"Expected an attack's name, or its settings with a `name`, but got {spec!r}.")
+
+
+def check_budget(query_budget: int | None) -> None:
+    """Raise `ConfigError` where a query budget leaves no query."""
+    if query_budget is not None and query_budget < 1:
+        raise ConfigError(f"Expected `query_budget` to be >= 1, but got {query_budget}. None means no limit.")
 
 
 def free_folder(base: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_robust.attacks import Attack
 from lightning_robust.callbacks.context import gather, leaving_no_trace, live_bar
@@ -19,6 +19,7 @@ from lightning_robust.callbacks.evaluation import (
     Evaluation,
     Shard,
     When,
+    check_budget,
     fingerprint,
     free_folder,
     make_attacks,
@@ -66,7 +67,8 @@ class RobustnessMonitor(Callback):
         every_n_epochs: Evaluate after every n-th epoch, and after the last one.
         query_budget: Queries that one search may make.
         warm_start: First try the item's last successful perturbation.
-        records_dir: Folder of the run's ``records/`` and ``run.json``; by default the logger's.
+        records_dir: Folder of the run's ``records/`` and ``run.json``; by default the logger's, or else
+            ``robustness`` in the trainer's root. Where it holds another run's, ``<records_dir>-2`` is used.
         seed: Of the sample and the attacks.
         max_batch_tokens: Padded tokens in one call of the victim.
         progress: Whether to show progress bars; None shows them on a terminal.
@@ -95,6 +97,7 @@ class RobustnessMonitor(Callback):
         for name, value in (("num_examples", num_examples), ("every_n_epochs", every_n_epochs)):
             if value < 1:
                 raise ConfigError(f"Expected `{name}` to be >= 1, but got {value}.")
+        check_budget(query_budget)
         self.attacks = make_attacks(attacks)
         self.num_examples = num_examples
         self.sources: dict[Role, Any] = {"clean": clean, "ood": ood, "adversarial": adversarial}
@@ -112,6 +115,7 @@ class RobustnessMonitor(Callback):
         self._reference: list[Record] | None = None
         self._info: dict[str, Any] = {}
         self._began = (0.0, 0.0)
+        self._last_step: int | None = None
         self.recipe: dict[str, Any] | None = None
 
     @property
@@ -152,7 +156,9 @@ class RobustnessMonitor(Callback):
             self._outside_fit(trainer, pl_module, "validate")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.enable_validation:
+        validates = trainer.enable_validation and sum(trainer.num_val_batches) > 0
+        cut_short = _at_last_step(trainer) and trainer.global_step != self._last_step
+        if not validates or cut_short:
             self._during_fit(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -241,10 +247,11 @@ class RobustnessMonitor(Callback):
         assert self._evaluation is not None
         assert self._run_id is not None
         epoch, last = trainer.current_epoch, trainer.max_epochs
-        if (epoch + 1) % self.every_n_epochs and epoch + 1 != last:
+        if (epoch + 1) % self.every_n_epochs and epoch + 1 != last and not _at_last_step(trainer):
             # Not logged: loggers would draw the gap, and Lightning wants a key logged in one way only.
             trainer.callback_metrics.update(dict.fromkeys(self._evaluation.keys(), torch.tensor(torch.nan)))
             return
+        self._last_step = trainer.global_step
         when = When(self._run_id, epoch, trainer.global_step)
         name = f"epoch={epoch:03d}-step={trainer.global_step:08d}"
         records = self._evaluate(trainer, pl_module, when, self._folder, name)
@@ -269,13 +276,18 @@ class RobustnessMonitor(Callback):
         shard = Shard(trainer.global_rank, trainer.world_size)
         partial = None if folder is None else folder / "records" / f".{name}.rank{shard.rank}.jsonl"
         with leaving_no_trace(trainer, pl_module):
-            mine = self._evaluation.run(
-                self._find_victim(pl_module),
-                when,
-                shard=shard,
-                partial=partial,
-                weights=fingerprint(pl_module),
-            )
+            try:
+                mine = self._evaluation.run(
+                    self._find_victim(pl_module),
+                    when,
+                    shard=shard,
+                    partial=partial,
+                    weights=fingerprint(pl_module),
+                )
+            except KeyboardInterrupt:
+                if trainer.state.fn == "fit":
+                    rank_zero_warn(_how_to_resume(trainer))
+                raise
         records = self._evaluation.in_order(gather(mine, shard))
         self._evaluation.remember(records)
         if folder is not None and trainer.is_global_zero:
@@ -303,7 +315,12 @@ class RobustnessMonitor(Callback):
     def _base_folder(self, trainer: Trainer) -> Path | None:
         if _is_dry(trainer):
             return None
-        return Path(self.records_dir or trainer.log_dir or trainer.default_root_dir)
+        if self.records_dir is not None:
+            return Path(self.records_dir)
+        # Without a logger, Lightning's folder is the root itself, which holds other things.
+        return (
+            Path(trainer.log_dir or ".") if trainer.loggers else Path(trainer.default_root_dir) / "robustness"
+        )
 
     def _open_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on in the folder of the run that is resumed, else take one that holds no other run."""
@@ -364,6 +381,20 @@ def _name(folder: Path) -> str:
 
 def _is_dry(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _how_to_resume(trainer: Trainer) -> str:
+    checkpoint = trainer.checkpoint_callback
+    path = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
+    if not path:
+        return "There is no checkpoint yet: this training starts anew."
+    return (
+        f"Resume the training from its last checkpoint: ckpt_path={path} (--ckpt_path on the command line)."
+    )
+
+
+def _at_last_step(trainer: Trainer) -> bool:
+    return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
 
 
 def _is_ours(key: str | None) -> bool:

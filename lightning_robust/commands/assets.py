@@ -31,11 +31,18 @@ def ls(console: Console) -> None:
 
 def show(console: Console, name: str) -> None:
     """Print a recipe or fragment."""
-    text = find_asset(name).read_text(encoding="utf-8")
+    text = _text(find_asset(name))
     if console.is_terminal:
         console.print(Syntax(text, "yaml", background_color="default"))
     else:
         console.out(text, end="", highlight=False)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as text: {error}.") from error
 
 
 def cp(console: Console, name: str, destination: str | None, force: bool) -> None:
@@ -44,17 +51,15 @@ def cp(console: Console, name: str, destination: str | None, force: bool) -> Non
     Raises:
         ConfigError: If the destination exists and ``force`` is not given, or cannot be written.
     """
+    from lightning_robust.results.files import write_text
+
     source = find_asset(name)
     target = Path(destination) if destination else Path(source.name)
-    if target.is_dir():
+    if target.is_dir() or str(destination).endswith("/"):
         target = target / source.name
     if target.exists() and not force:
         raise ConfigError(f"{target} exists. Name another file, or replace it with --force.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"Could not write {target}: {error.strerror or error}.") from error
+    write_text(target, _text(source))
     console.print(
         f"Copied to {target}. Run it: lightning-robust fit -c {target}", highlight=False, soft_wrap=True
     )

@@ -15,8 +15,14 @@ import yaml
 
 from lightning_robust.errors import ConfigError, did_you_mean
 
-SHORT_NAMES = ("lightning_robust", "lightning_robust.defenses", "lightning_robust.callbacks")
-_SHORT_NAMES = (*SHORT_NAMES, "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
+MONITORED = ("clean/", "adv/", "ood/", "joint/", "transfer/")
+_SHORT_NAMES = (
+    "lightning_robust",
+    "lightning_robust.defenses",
+    "lightning_robust.callbacks",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+)
 _TOP_LEVEL = (
     "seed_everything",
     "trainer",
@@ -49,7 +55,9 @@ def check_recipe(paths: Sequence[Path]) -> list[str]:
     for section in ("model", "data"):
         if section in merged:
             faults += _check_class(merged[section], section, required=True)
-    faults += _check_trainer(merged.get("trainer") or {})
+    trainer = merged.get("trainer") or {}
+    faults += _check_trainer(trainer)
+    faults += _check_monitors(trainer.get("callbacks"), alone="model" not in merged)
     return faults
 
 
@@ -93,6 +101,19 @@ def _check_trainer(settings: Mapping[str, Any]) -> Iterator[str]:
             given if isinstance(given, list) else [given] if isinstance(given, dict) else []
         ):
             yield from _check_class(entry, f"trainer.{group}[{number}]", required=True)
+
+
+def _check_monitors(callbacks: Any, *, alone: bool) -> Iterator[str]:
+    """Check that there is one monitor at most, and one where a callback waits for its metrics."""
+    entries = [entry for entry in callbacks if isinstance(entry, dict)] if isinstance(callbacks, list) else []
+    monitors = [e for e in entries if str(e.get("class_path")).endswith("RobustnessMonitor")]
+    if len(monitors) > 1:
+        yield f"trainer.callbacks: expected one RobustnessMonitor, but got {len(monitors)}."
+    for entry in entries:
+        settings = entry.get("init_args")
+        key = settings.get("monitor") if isinstance(settings, dict) else None
+        if str(key).startswith(MONITORED) and not monitors and not alone:
+            yield f"trainer.callbacks: {key!r} is measured by a monitor, and there is none. Add: -c monitor."
 
 
 def _check_class(entry: Any, where: str, *, required: bool) -> Iterator[str]:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +20,7 @@ from lightning_robust.commands.check import check_recipe, load_yaml, merge
 from lightning_robust.data.environments import as_environment
 from lightning_robust.data.items import Environment, Role
 from lightning_robust.data.sampling import seeded_sample
-from lightning_robust.errors import BackboneError, ConfigError
+from lightning_robust.errors import BackboneError, ConfigError, RobustError
 from lightning_robust.modules.victim import Victim
 from lightning_robust.results import (
     Record,
@@ -31,6 +31,9 @@ from lightning_robust.results import (
     write_report,
     write_run_json,
 )
+
+if TYPE_CHECKING:
+    from lightning_robust.modules.classifier import RobustClassifier
 
 _ROLES: tuple[Role, ...] = ("clean", "ood", "adversarial")
 _NAME = "evaluation"
@@ -85,14 +88,13 @@ def load_victim(model: str, max_length: int | None = None) -> tuple[Victim, dict
         BackboneError: If there is none, or it has no trained classification head.
     """
     from lightning_robust.modules.backbone import Backbone
-    from lightning_robust.modules.classifier import RobustClassifier
     from lightning_robust.modules.export import MARKER
 
     path = Path(model)
     if path.suffix == ".ckpt" or path.is_file():
         if not path.is_file():
             raise BackboneError(f"There is no checkpoint {model}.")
-        module = RobustClassifier.load_from_checkpoint(path, map_location="cpu")
+        module = _from_checkpoint(path)
         settings: dict[str, Any] = dict(module.hparams)
         return Victim(module.model, module.tokenizer, max_length=module.max_length), {
             "hyperparameters": settings
@@ -109,6 +111,20 @@ def load_victim(model: str, max_length: int | None = None) -> tuple[Victim, dict
     return Victim(loaded, tokenizer, max_length=backbone.max_length), {"hyperparameters": settings}
 
 
+def _from_checkpoint(path: Path) -> RobustClassifier:
+    from lightning_robust.modules.classifier import RobustClassifier
+
+    try:
+        return RobustClassifier.load_from_checkpoint(path, map_location="cpu")
+    except RobustError:
+        raise
+    except Exception as error:  # whatever unpickling a damaged or foreign file runs into
+        raise BackboneError(
+            f"{path} cannot be loaded as a checkpoint of RobustClassifier: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'it is damaged'}."
+        ) from error
+
+
 def _classes_of(model: str) -> int:
     """Return the number of classes that a plain transformers model was trained for."""
     from transformers import AutoConfig
@@ -118,6 +134,8 @@ def _classes_of(model: str) -> int:
             f"{model} is an adapter without `lightning_robust.json`, so its classes are not known. Evaluate the "
             "checkpoint, or export it with RobustClassifier.save_pretrained."
         )
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        raise BackboneError(f"Expected a model in the folder {model}, but it holds no config.json.")
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
@@ -187,6 +205,8 @@ def _named_files(options: Sequence[str], flag: str) -> dict[str, dict[str, str]]
         name, equals, path = option.partition("=")
         if not (name and equals and path):
             raise ConfigError(f"Expected {flag} NAME=FILE, but got {option!r}.")
+        if name in files:
+            raise ConfigError(f"Expected {flag} names that differ, but {name!r} occurs twice.")
         files[name] = {"path": path}
     return files
 

@@ -6,19 +6,25 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace, dict_to_namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_robust.assets import find_asset
+import lightning_robust.defenses  # noqa: F401 (class names on the command line are those imported)
+from lightning_robust.assets import find_asset, list_assets
 from lightning_robust.callbacks.monitor import RobustnessMonitor
 from lightning_robust.commands.check import check_recipe
 from lightning_robust.errors import ConfigError, RobustError
+from lightning_robust.results.files import write_atomic
 
 OUTPUTS = "checkpoints"
 
@@ -40,8 +46,9 @@ def run_trainer(arguments: Sequence[str]) -> int:
             f"Name a recipe: lightning-robust {arguments[0]} -c sentiment/erm. `lightning-robust ls` lists them."
         )
     _quiet()
-    name = next((arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a in ("-c", "--config")), "run")
-    RobustCLI.run_name = str(Path(name).with_suffix("")) if not Path(name).is_file() else Path(name).stem
+    if arguments[0] != "fit" and not any(a.startswith("--ckpt_path") for a in arguments):
+        rank_zero_warn("There is no --ckpt_path: the weights are those that the recipe starts from.")
+    RobustCLI.run_name = run_name(recipes[0]) if recipes else "run"
     try:
         cli = RobustCLI(
             subclass_mode_model=True,
@@ -49,7 +56,7 @@ def run_trainer(arguments: Sequence[str]) -> int:
             save_config_callback=KeepRecipe,
             args=resolved,
         )
-    except (MisconfigurationException, OSError, ValueError) as error:
+    except (MisconfigurationException, OSError, ValueError, RuntimeError) as error:
         raise _clear(error) from error
     _report(cli)
     return 0
@@ -62,7 +69,16 @@ def _clear(error: Exception) -> Exception:
         if isinstance(seen, RobustError):
             return seen
         seen = seen.__cause__ or seen.__context__
-    return error if isinstance(error, ValueError) else ConfigError(str(error))
+    if isinstance(error, OSError):
+        space = " Free some space, or choose another folder." if error.errno in (ENOSPC, EDQUOT) else ""
+        return ConfigError(f"{error}.{space}")
+    known = isinstance(error, MisconfigurationException) or "monitor" in str(error)
+    return ConfigError(str(error)) if known else error
+
+
+def run_name(recipe: Path) -> str:
+    """Return what a run is called: a recipe's bare name, such as ``sentiment/erm``, or a file's name."""
+    return next((name for name, path in list_assets("recipes").items() if path == recipe), recipe.stem)
 
 
 def resolve_configs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
@@ -88,6 +104,16 @@ class _Parser(LightningArgumentParser):
         raise ConfigError(message) from ex
 
 
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Puts a checkpoint in place when it is complete; on a full disk nothing stays."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        write_atomic(Path(path), lambda part: torch.save(checkpoint, part))
+
+
 class KeepRecipe(SaveConfigCallback):
     """Writes ``config.yaml`` into the run's folder and into its ``run.json``."""
 
@@ -95,6 +121,8 @@ class KeepRecipe(SaveConfigCallback):
         super().__init__(parser, config, **{**kwargs, "overwrite": True})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Without a logger, Lightning would write into the working folder, over files of the user's.
+        self.save_to_log_dir = bool(trainer.loggers)
         super().setup(trainer, pl_module, stage)
         text = self.parser.dump(self.config, skip_none=True)
         for monitor in _monitors(trainer):
@@ -120,6 +148,11 @@ class RobustCLI(LightningCLI):
         parser.add_argument("-c", "--config", action="config", help="recipe, fragment or file; repeatable")
         return parser
 
+    def before_fit(self) -> None:
+        """Write checkpoints whole or not at all."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
     def _parse_ckpt_path(self) -> None:
         """Leave the recipe as it is: what a checkpoint was made of must match it, not silently replace it."""
 
@@ -141,7 +174,7 @@ def _report(cli: RobustCLI) -> None:
 
     for monitor in _monitors(cli.trainer):
         folder = monitor.folder
-        if folder is not None and cli.trainer.is_global_zero:
+        if folder is not None and cli.trainer.is_global_zero and (folder / "records").is_dir():
             report = write_report([folder], folder / "report.html")
             sys.stdout.write(f"Records: {folder / 'records'}\nReport:  {report}\n")
 

@@ -21,6 +21,7 @@ TEXT_GUESSES: tuple[tuple[str, ...], ...] = (
     ("review",),
     ("content",),
 )
+_MOST_CLASSES = 100_000
 LABEL_GUESSES = ("label", "labels", "gold_label", "sentiment", "class", "target")
 
 
@@ -142,6 +143,12 @@ def parse_labels(
             f"{where}: expected labels of 0 or more, but got {values[negative[0] - 1]!r} in {_rows(negative)}. "
             "Many hub data sets mark unlabelled test rows so: choose another `split`."
         )
+    huge = [n for n, number in enumerate(numbers, 1) if number is not None and number >= _MOST_CLASSES]
+    if huge:
+        raise DataError(
+            f"{where}: expected class numbers below {_MOST_CLASSES}, but got {values[huge[0] - 1]!r} in "
+            f"{_rows(huge)}. Is it the label? Name the column with `label_column`."
+        )
     return numbers
 
 
@@ -160,6 +167,12 @@ def _is_empty(value: object) -> bool:
 def _map_labels(where: str, values: Sequence[Any], label_map: Mapping[str, int | None]) -> list[int | None]:
     # YAML reads `0: 1` as a number and CSV reads every cell as text: they meet as text.
     known = {str(key): number for key, number in label_map.items()}
+    for key, number in known.items():
+        if number is not None and not 0 <= number < _MOST_CLASSES:
+            raise DataError(
+                f"{where}: expected class numbers from 0 in `label_map`, but got {number} for {key!r}. "
+                "Null leaves such rows out."
+            )
     keys = [_label_key(value, known) for value in values]
     outside = [n for n, key in enumerate(keys, 1) if key not in known]
     if outside:
@@ -180,6 +193,8 @@ def _label_key(value: object, known: Mapping[str, object]) -> str:
 
 def _whole_number(value: object) -> int | None:
     if isinstance(value, str):
+        if "_" in value:  # which Python reads as a separator of digits
+            return None
         try:
             value = float(value) if "." in value else int(value)
         except ValueError:

@@ -81,9 +81,7 @@ class EmbeddingPerturbation:
         if loss is None:
             found: Any = [delta.grad for delta in self.deltas.values()]
         else:
-            found = torch.autograd.grad(
-                loss, list(self.deltas.values()), retain_graph=True, allow_unused=True
-            )
+            found = _gradients(loss, list(self.deltas.values()), retain_graph=True, allow_unused=True)
         if any(gradient is None for gradient in found):
             raise ConfigError(
                 "Expected the training loss to depend on the input embeddings, but no gradient reaches them. "
@@ -119,6 +117,18 @@ class EmbeddingPerturbation:
                     keep &= given == kept
         mask: Tensor = keep.unsqueeze(-1).to(torch.promote_types(output.dtype, torch.float32))
         return mask
+
+
+def _gradients(loss: Tensor, inputs: list[Tensor], **options: Any) -> Any:
+    try:
+        return torch.autograd.grad(loss, inputs, **options)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ConfigError(
+            "A defense on embeddings inside another one needs gradient checkpointing that is not reentrant: "
+            'model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}).'
+        ) from error
 
 
 def norm_per_example(values: Tensor) -> Tensor:

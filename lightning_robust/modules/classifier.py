@@ -106,6 +106,11 @@ class RobustClassifier(LightningModule):
         self._base = base_fingerprint(self.model)
 
     @property
+    def num_labels(self) -> int:
+        """Number of classes."""
+        return int(self.hparams["num_labels"])
+
+    @property
     def max_length(self) -> int:
         """Tokens kept of a text: the backbone's setting, or fewer where the model has fewer positions."""
         positions = getattr(self.model.config, "max_position_embeddings", None) or self.backbone.max_length

@@ -39,7 +39,8 @@ class PartialRecords:
         with clear_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             end = self._restore(header)
-            self._file = open(self.path, "r+b" if end else "wb")  # noqa: SIM115 (stays open)
+            # Unbuffered: on a full disk nothing is left over for `close` to fail on.
+            self._file = open(self.path, "r+b" if end else "wb", buffering=0)  # noqa: SIM115 (stays open)
             self._file.seek(end)
             self._file.truncate()
             if not end:
@@ -68,7 +69,6 @@ class PartialRecords:
 
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row, separators=(",", ":")).encode("ascii") + b"\n")
-        self._file.flush()
 
     def _restore(self, header: dict[str, Any]) -> int:
         """Read what a log with this header holds; return where its last whole line ends."""
