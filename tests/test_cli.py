@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from lightning_robust.cli import main
@@ -324,3 +326,59 @@ def test_interrupt_during_an_attack_keeps_what_was_finished(tmp_path):
     assert len(attacked) == 40
     seconds = {row["item_id"]: row["seconds"] for row in attacked}
     assert all(seconds[row["item_id"]] == pytest.approx(row["seconds"], rel=1e-5) for row in kept)
+
+
+def test_labels_that_the_model_does_not_have(tmp_path, capsys):
+    (tmp_path / "three.tsv").write_text("text\tlabel\ngood\t1\nbad\t0\nso so\t2\n")
+    (tmp_path / "huge.tsv").write_text("text\tlabel\ngood\t1\nbad\t20261121\n")
+    for place in ("train", "clean"):
+        source = {"path": "three.tsv"}
+        changes = {f"data__init_args__{place}": [source] if place == "train" else source}
+        assert "num_labels" in failure(capsys, ["fit", "-c", recipe(tmp_path, **changes), *QUIET])
+    path = recipe(tmp_path, data__init_args__train=[{"path": "huge.tsv"}])
+    assert "Is it the label?" in failure(capsys, ["fit", "-c", path, *QUIET])
+    mapped = {"path": "three.tsv", "label_map": {0: -1, 1: 0, 2: 1}}
+    path = recipe(tmp_path, data__init_args__train=[mapped])
+    assert "got -1 for '0'" in failure(capsys, ["fit", "-c", path, *QUIET])
+
+
+def test_without_a_logger_the_working_folder_is_left_alone(tmp_path):
+    path = recipe(tmp_path)
+    (tmp_path / "config.yaml").write_text("mine")
+    arguments = ["fit", "-c", path, *QUIET, "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
+    for _ in range(2):
+        assert main([*arguments, "--trainer.max_epochs=1"]) == 0
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+    assert {run.name for run in find_runs(tmp_path)} == {"robustness", "robustness-2"}
+
+
+def test_evaluate_of_damaged_and_foreign_files(tmp_path, capsys):
+    (tmp_path / "clean.tsv").write_text("text\tlabel\ngood\t1\nbad\t0\n")
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    (tmp_path / "torn.ckpt").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "folder").mkdir()
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    for name in ("empty.ckpt", "torn.ckpt", "foreign.ckpt", "clean.tsv"):
+        assert "cannot be loaded" in failure(capsys, ["evaluate", name, "--clean", "clean.tsv"])
+    assert "no config.json" in failure(capsys, ["evaluate", "folder", "--clean", "clean.tsv"])
+
+
+def test_monitors_that_are_missing_or_doubled(tmp_path, capsys):
+    assert "expected one RobustnessMonitor" in failure(capsys, ["check", "demo", "monitor"])
+    assert "Add: -c monitor" in failure(capsys, ["fit", "-c", "sentiment/erm", "-c", "early_stop_joint"])
+
+
+def test_a_full_disk_leaves_no_torn_checkpoint(tmp_path, capsys, monkeypatch):
+    def full(checkpoint, target):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lightning_robust.commands.train.torch.save", full)
+    error = failure(capsys, ["fit", "-c", recipe(tmp_path), *QUIET])
+    assert "Free some space" in error
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith((".ckpt", ".tmp"))]
+
+
+def test_training_that_ends_early_is_measured_at_its_end(tmp_path):
+    assert main(["fit", "-c", recipe(tmp_path), *QUIET, "--trainer.max_steps=2"]) == 0
+    assert set(read_records(tmp_path / "checkpoints")["global_step"].to_pylist()) == {2}

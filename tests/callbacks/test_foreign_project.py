@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_robust.callbacks import RobustnessMonitor
 from lightning_robust.defenses import FreeLB, VREx
+from lightning_robust.errors import ConfigError
 from lightning_robust.results import read_records
 from tests.attacks.tiny import sentences, tiny_model, tiny_tokenizer
 
@@ -167,3 +168,16 @@ def test_records_do_not_depend_on_the_batch_size(tmp_path):
         tables.append(read_records(folder / "validate").filter(pc.field("attack") != "embedding_pgd"))
     unequal = ["run_id", "seconds", "probability"]
     assert tables[0].drop_columns(unequal).equals(tables[1].drop_columns(unequal))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_under_two_defenses(reentrant, tmp_path):
+    module = HuggingFaceProject()
+    module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    data = batches(module)
+    run = trainer(tmp_path, VREx(), FreeLB())
+    if reentrant:
+        with pytest.raises(ConfigError, match="not reentrant"):
+            run.fit(module, data)
+    else:
+        run.fit(module, data)

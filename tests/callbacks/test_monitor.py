@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_robust.callbacks import RobustnessMonitor
 from lightning_robust.defenses import FreeLB, VREx
-from lightning_robust.errors import ConfigError
+from lightning_robust.errors import AttackError, ConfigError
 from lightning_robust.results import find_runs, read_records, read_run_json
 from tests.foreign import PlainEncoder, loader
 
@@ -332,3 +332,31 @@ def test_bad_settings():
 
 def test_callback_can_be_copied(tmp_path):
     copy.deepcopy(monitor(tmp_path))
+
+
+def test_an_empty_validation_loader_is_no_validation(tmp_path):
+    class Empty(PlainEncoder):
+        def val_dataloader(self):
+            return []
+
+    trainer(tmp_path, [monitor(tmp_path)], max_epochs=2).fit(Empty(), loader())
+    assert set(read_records(tmp_path)["epoch"].to_pylist()) == {0, 1}
+
+
+def test_a_victim_that_always_fails_is_no_score_of_zero(tmp_path):
+    def broken(module):
+        def victim(batch):
+            raise ZeroDivisionError("no luck")
+
+        return victim
+
+    with pytest.raises(AttackError, match="ZeroDivisionError: no luck"):
+        trainer(tmp_path, [monitor(tmp_path, victim=broken)], max_epochs=1).fit(PlainEncoder(), loader())
+
+
+def test_names_that_would_share_a_key(tmp_path):
+    watch = monitor(tmp_path, adversarial={"deepwordbug": texts(4)})
+    with pytest.raises(ConfigError, match="'deepwordbug' is both"):
+        trainer(tmp_path, [watch], max_epochs=1).fit(PlainEncoder(), loader())
+    with pytest.raises(ConfigError, match="query_budget"):
+        monitor(tmp_path, query_budget=0)
