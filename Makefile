@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -e ".[$(EXTRAS)]" -c $(CONSTRAINTS)
 	touch $@
 
-demo: install ## Train with and without a defense on the embedded corpus, and compare (3 minutes)
+demo: install ## Train with and without a defense on the embedded corpus, and compare (a minute or two)
 	$(BIN)/lightning-robust fit -c demo_undefended
 	$(BIN)/lightning-robust fit -c demo
 	@$(BIN)/lightning-robust report -o checkpoints/demo/report.html $(call newest,demo_undefended) $(call newest,demo)
