@@ -81,10 +81,6 @@ class TextDataModule(LightningDataModule):
         self._collator: TextCollator | None = None
 
     def _check_arguments(self) -> None:
-        taken = [name for name in self.adversarial if name in self.ood]
-        taken += [name for name in ("clean",) if name in (*self.ood, *self.adversarial)]
-        if taken:
-            raise ConfigError(f"Expected environments with different names, but {taken[0]!r} occurs twice.")
         for name in ("batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Expected `{name}` to be >= 1, but got {getattr(self, name)}.")
