@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+# First here, not in a test: Lightning's log handler keeps the stderr that it finds, which a test's capture closes.
+import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 import yaml
