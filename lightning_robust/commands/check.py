@@ -15,7 +15,6 @@ import yaml
 
 from lightning_robust.errors import ConfigError, did_you_mean
 
-MONITORED = ("clean/", "adv/", "ood/", "joint/", "transfer/")
 _SHORT_NAMES = (
     "lightning_robust",
     "lightning_robust.defenses",
@@ -105,6 +104,8 @@ def _check_trainer(settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_monitors(callbacks: Any, *, alone: bool) -> Iterator[str]:
     """Check that there is one monitor at most, and one where a callback waits for its metrics."""
+    from lightning_robust.callbacks.monitor import KEY_PREFIXES
+
     entries = [entry for entry in callbacks if isinstance(entry, dict)] if isinstance(callbacks, list) else []
     monitors = [e for e in entries if str(e.get("class_path")).endswith("RobustnessMonitor")]
     if len(monitors) > 1:
@@ -112,7 +113,7 @@ def _check_monitors(callbacks: Any, *, alone: bool) -> Iterator[str]:
     for entry in entries:
         settings = entry.get("init_args")
         key = settings.get("monitor") if isinstance(settings, dict) else None
-        if str(key).startswith(MONITORED) and not monitors and not alone:
+        if str(key).startswith(KEY_PREFIXES) and not monitors and not alone:
             yield f"trainer.callbacks: {key!r} is measured by a monitor, and there is none. Add: -c monitor."
 
 
