@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -414,7 +415,11 @@ class RobustnessMonitor(Callback):
             recipe=self.recipe,
             module=type(pl_module).__name__,
             hyperparameters=dict(pl_module.hparams),
-            defenses=[type(callback).__name__ for callback in callbacks if isinstance(callback, Defense)],
+            defenses=[
+                {"name": type(one).__name__, "aim": one.aim, "settings": one.settings}
+                for one in callbacks
+                if isinstance(one, Defense)
+            ],
             inference_defense=predictor.describe(),
             plain_run_id=self._plain.info["run_id"] if predictor.name else None,
             attacks={attack.name: attack.settings for attack in predictor.evaluation.attacks},
@@ -422,7 +427,8 @@ class RobustnessMonitor(Callback):
             total_query_budget=self.total_query_budget,
             time_budget=self.time_budget,
             autocast=self.autocast,
-            seed=self.seed,
+            seed=_training_seed(),
+            evaluation_seed=self.seed,
             max_epochs=trainer.max_epochs,
             precision=trainer.precision,
             evaluations=[],
@@ -455,6 +461,12 @@ def _name(folder: Path) -> str:
     """Name a run by its folder, which loggers call ``version_<n>`` in that of the experiment."""
     parts = folder.resolve().parts
     return "/".join(parts[-2:] if parts[-1].startswith("version_") else parts[-1:])
+
+
+def _training_seed() -> int | None:
+    """Return the seed that `seed_everything` was called with, which Lightning keeps there."""
+    seed = os.environ.get("PL_GLOBAL_SEED", "")
+    return int(seed) if seed.isdigit() else None
 
 
 def _is_dry(trainer: Trainer) -> bool:

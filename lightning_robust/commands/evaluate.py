@@ -48,7 +48,7 @@ class _Plan:
     total_query_budget: int | None
     time_budget: float | None
     autocast: str | None
-    seed: int
+    evaluation_seed: int
 
 
 def evaluate(out: Console, options: argparse.Namespace) -> None:
@@ -167,7 +167,7 @@ def _evaluation(plan: _Plan, environments: Sequence[Environment]) -> Evaluation:
     attacks = make_attacks(plan.attacks)
     if attacks and not clean:
         raise ConfigError("Expected clean items to attack. Give some with --clean FILE, or say --no-attack.")
-    attacked = seeded_sample(clean, [item.id for item in clean], plan.num_examples, plan.seed)
+    attacked = seeded_sample(clean, [item.id for item in clean], plan.num_examples, plan.evaluation_seed)
     return Evaluation(
         environments,
         attacks,
@@ -176,7 +176,7 @@ def _evaluation(plan: _Plan, environments: Sequence[Environment]) -> Evaluation:
         total_query_budget=plan.total_query_budget,
         time_budget=plan.time_budget,
         autocast=plan.autocast,
-        seed=plan.seed,
+        seed=plan.evaluation_seed,
     )
 
 
