@@ -108,7 +108,9 @@ def test_metrics_are_logged_and_recorded(tmp_path):
 def test_run_json_names_the_training_seed_and_what_each_defense_aims_at(tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "17")
     defenses = [FreeLB(step_size=0.2), VREx()]
-    trainer(tmp_path, [*defenses, monitor(tmp_path, seed=5)], max_epochs=1).fit(PlainEncoder(), loader(), loader())
+    trainer(tmp_path, [*defenses, monitor(tmp_path, seed=5)], max_epochs=1).fit(
+        PlainEncoder(), loader(), loader()
+    )
     info = read_run_json(tmp_path)
     assert (info["seed"], info["evaluation_seed"]) == (17, 5)
     assert [(one["name"], one["aim"]) for one in info["defenses"]] == [
