@@ -67,9 +67,9 @@ def crossed_mean(values: Floats, strata: Ints | None = None) -> CrossedMean:
         strata: ``(items,)`` numbers of groups of items that count equally; by default one.
     """
     num_seeds = len(values)
-    groups = [values] if strata is None else [values[:, strata == group] for group in np.unique(strata)]
+    groups = split(values, strata)
     weight = 1 / len(groups)
-    by_seed = np.mean([group.mean(axis=1) for group in groups], axis=0)
+    by_seed = seed_means(values, strata)
     item_variance = sum(weight**2 * _item_variance(group) for group in groups)
     pseudo = sum((weight / (group.shape[1] + 2)) ** 2 for group in groups) / num_seeds
     return CrossedMean(
@@ -80,20 +80,31 @@ def crossed_mean(values: Floats, strata: Ints | None = None) -> CrossedMean:
     )
 
 
-def components(values: Floats) -> Components:
+def components(values: Floats, strata: Ints | None = None) -> Components:
     """Return the variance components of ``values (seeds, items)``, none below 0.
 
-    With one seed the rest cannot be told from the items, and the seeds' is NaN.
+    With strata they are those of an item of the mean over strata, if further items are spread as these are. With one
+    seed the rest cannot be told from the items, and the seeds' is NaN.
     """
     num_seeds, num_items = values.shape
-    items = float(values.mean(axis=0).var(ddof=1))
+    groups = split(values, strata)
+    weight = 1 / len(groups)
+    items = num_items * sum(weight**2 * _item_variance(group) for group in groups)
     if num_seeds == 1:
         return Components(math.nan, items, 0.0)
-    residual = _residual_variance(values)
-    seeds = float(values.mean(axis=1).var(ddof=1))
-    return Components(
-        max(seeds - residual / num_items, 0.0), max(items - residual / num_seeds, 0.0), residual
-    )
+    residual = num_items * sum(weight**2 * _residual_variance(group) / group.shape[1] for group in groups)
+    seeds = float(seed_means(values, strata).var(ddof=1)) - residual / num_items
+    return Components(max(seeds, 0.0), max(items, 0.0), residual)
+
+
+def split(values: Floats, strata: Ints | None) -> list[Floats]:
+    """Return the strata of ``values (seeds, items)``, each ``(seeds, its items)``."""
+    return [values] if strata is None else [values[:, strata == group] for group in np.unique(strata)]
+
+
+def seed_means(values: Floats, strata: Ints | None = None) -> Floats:
+    """Return each seed's mean over the strata's means, ``(seeds,)``."""
+    return np.asarray(np.mean([group.mean(axis=1) for group in split(values, strata)], axis=0))
 
 
 def tail(x: float, seed_error: float, item_error: float, df: int) -> float:
@@ -130,14 +141,14 @@ def _item_variance(group: Floats) -> float:
     num_seeds, num_items = group.shape
     if num_items < 2:
         return 0.0
-    variance = float(group.mean(axis=0).var(ddof=1))
-    if num_seeds > 1:
-        variance -= _residual_variance(group) / num_seeds
-    return variance / num_items
+    residual = _residual_variance(group) / num_seeds if num_seeds > 1 else 0.0
+    return float(group.mean(axis=0).var(ddof=1) - residual) / num_items
 
 
 def _residual_variance(group: Floats) -> float:
     num_seeds, num_items = group.shape
+    if num_items < 2:
+        return 0.0
     rest = group - group.mean(axis=1, keepdims=True) - group.mean(axis=0) + group.mean()
     return float((rest**2).sum() / ((num_seeds - 1) * (num_items - 1)))
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from lightning_robust.errors import RobustError
-from lightning_robust.results.statistics.crossed import Floats, Ints, crossed_mean
+from lightning_robust.results.statistics.crossed import Floats, Ints, crossed_mean, split
 
 Method = Literal["studentised", "bootstrap"]
+Pairs = tuple[ArrayLike, ArrayLike]
+"""``(treated, baseline)``, each ``(seeds, items)``, paired."""
 
 MIN_ITEMS = 30
 """Fewer items get no interval: below, coverage was not shown."""
@@ -21,6 +23,13 @@ MIN_ITEMS = 30
 
 class StatisticsError(RobustError, ValueError):
     """Values from which nothing can be estimated."""
+
+
+class Differences(NamedTuple):
+    """Paired differences ``(seeds, items)`` and the group of each item ``(items,)``; None for one group."""
+
+    values: Floats
+    strata: Ints | None
 
 
 @dataclass(frozen=True)
@@ -98,17 +107,26 @@ def effect(
         >>> f"{found.delta:.2f} [{found.low:.2f}, {found.high:.2f}]"
         '0.10 [0.04, 0.16]'
     """
+    values, groups = differences(treated, baseline, strata)
+    found = _estimate(values, groups, confidence, method, resamples, seed)
+    if found.known and len(values) == 1 and groups is None and np.isin(values, (-1.0, 0.0, 1.0)).all():
+        return replace(found, p_value=mcnemar(values[0] > 0, values[0] < 0))
+    return found
+
+
+def differences(treated: ArrayLike, baseline: ArrayLike, strata: ArrayLike | None = None) -> Differences:
+    """Return paired differences, checked.
+
+    Raises:
+        StatisticsError: If shapes differ, or values are missing or outside of [0, 1].
+    """
     after, before = _matrix(treated, "treated"), _matrix(baseline, "baseline")
     if after.shape != before.shape:
         raise StatisticsError(
             f"Expected `treated` and `baseline` of one shape (seeds, items), but got {after.shape} and "
             f"{before.shape}. Keep the seeds and items that both have."
         )
-    found = _estimate(after - before, strata, confidence, method, resamples, seed)
-    binary = strata is None and all(np.isin(side, (0.0, 1.0)).all() for side in (after, before))
-    if found.known and len(after) == 1 and binary:
-        return Effect(**{**vars(found), "p_value": mcnemar(after[0], before[0])})
-    return found
+    return Differences(after - before, None if strata is None else _codes(strata, after.shape[1]))
 
 
 def accuracy(correct: ArrayLike, *, strata: ArrayLike | None = None, confidence: float = 0.95) -> Effect:
@@ -125,20 +143,21 @@ def accuracy(correct: ArrayLike, *, strata: ArrayLike | None = None, confidence:
         StatisticsError: If values are missing or outside of [0, 1].
     """
     values = _matrix(correct, "correct")
-    found = _estimate(values, strata, confidence, "studentised", 0, 0)
+    groups = None if strata is None else _codes(strata, values.shape[1])
+    found = _estimate(values, groups, confidence, "studentised", 0, 0)
     low, high = found.low, found.high
-    if found.known and len(values) == 1 and strata is None:
+    if found.known and len(values) == 1 and groups is None:
         low, high = wilson(found.delta, values.shape[1], confidence)
-    low, high = max(low, 0.0), min(high, 1.0)  # NaN stays: it comes first
-    return Effect(**{**vars(found), "low": low, "high": high, "p_value": math.nan})
+    # NaN stays, as it comes first.
+    return replace(found, low=max(low, 0.0), high=min(high, 1.0), p_value=math.nan)
 
 
 def wilson(share: float, num_items: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's interval (1927) of a share of ``num_items``."""
     z = float(stats.norm.isf((1 - confidence) / 2))
     centre = (share + z**2 / (2 * num_items)) / (1 + z**2 / num_items)
-    half = math.sqrt(share * (1 - share) / num_items + z**2 / (4 * num_items**2)) / (1 + z**2 / num_items)
-    return z_clip(centre - z * half), z_clip(centre + z * half)
+    half = z * math.sqrt(share * (1 - share) / num_items + z**2 / (4 * num_items**2)) / (1 + z**2 / num_items)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def mcnemar(treated: ArrayLike, baseline: ArrayLike) -> float:
@@ -169,14 +188,9 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted.reshape(given.shape)
 
 
-def z_clip(value: float) -> float:
-    """Return ``value`` within [0, 1]."""
-    return min(1.0, max(0.0, value))
-
-
 def _estimate(
     values: Floats,
-    strata: ArrayLike | None,
+    groups: Ints | None,
     confidence: float,
     method: Method,
     resamples: int,
@@ -184,7 +198,6 @@ def _estimate(
 ) -> Effect:
     if not 0 < confidence < 1:
         raise StatisticsError(f"Expected `confidence` to be between 0 and 1, but got {confidence}.")
-    groups = None if strata is None else _codes(strata, values.shape[1])
     num_seeds, num_items = values.shape
     smallest = num_items if groups is None else int(np.bincount(groups).min(initial=num_items))
     reason = _too_little(num_seeds, smallest)
@@ -222,7 +235,7 @@ def _bootstrap(
     """Return percentiles of means over seeds and items that are both drawn with replacement."""
     rng = np.random.default_rng(seed)
     num_seeds = len(values)
-    groups = [values] if strata is None else [values[:, strata == group] for group in np.unique(strata)]
+    groups = split(values, strata)
     means = np.zeros(resamples)
     seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples) / num_seeds
     for group in groups:
@@ -249,10 +262,9 @@ def _matrix(values: ArrayLike, name: str) -> Floats:
 
 
 def _codes(strata: ArrayLike, num_items: int) -> Ints:
-    names, codes = np.unique(np.asarray(strata), return_inverse=True)
+    codes = np.unique(np.asarray(strata), return_inverse=True)[1]
     if codes.shape != (num_items,):
         raise StatisticsError(
             f"Expected one stratum for each of {num_items} items, but got shape {codes.shape}."
         )
-    del names
     return codes.astype(np.int64)

@@ -1,0 +1,89 @@
+"""Robustness beyond what clean accuracy predicts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from lightning_robust.results.statistics.crossed import Floats
+from lightning_robust.results.statistics.effects import Effect, StatisticsError
+
+LEAST_BASELINES = 5
+"""Undefended models of different clean accuracy that a line is fitted through, at least."""
+
+
+def effective_robustness(
+    clean: float,
+    robust: float,
+    baseline_clean: ArrayLike,
+    baseline_robust: ArrayLike,
+    *,
+    robust_error: float,
+    num_seeds: int = 1,
+    num_items: int = 0,
+    confidence: float = 0.95,
+) -> Effect:
+    """Return the accuracy beyond what undefended models of this clean accuracy have.
+
+    A line through the baselines' accuracies on probit scales (Taori et al. 2020, arXiv:2007.00644; Miller et al.
+    2021, arXiv:2107.04649) predicts; the interval joins the line's own error (least squares, Student's t) with
+    that of the robust accuracy. Baselines must be independent models of different clean accuracy: the epochs of one
+    run are not.
+
+    Args:
+        clean: The defended model's clean accuracy.
+        robust: Its accuracy under attack or shift.
+        baseline_clean: Clean accuracies of undefended models, ``(models,)``.
+        baseline_robust: Their accuracies under the same attack or shift, ``(models,)``.
+        robust_error: Standard error of ``robust``.
+        num_seeds: Behind ``robust``; passed on.
+        num_items: Behind ``robust``; passed on.
+        confidence: Of the interval.
+
+    Returns:
+        The difference; without interval, and with the reason, where fewer than five baselines differ in clean
+        accuracy or the model lies outside of their range.
+
+    Raises:
+        StatisticsError: If the baselines' arrays differ in length.
+    """
+    x, y = probit(baseline_clean), probit(baseline_robust)
+    if len(x) != len(y):
+        raise StatisticsError("Expected the baselines' clean and robust accuracies to be as many.")
+    reason = _unfit(clean, np.asarray(baseline_clean, dtype=np.float64))
+    if reason:
+        return Effect(math.nan, math.nan, math.nan, math.nan, num_seeds, num_items, reason=reason)
+    at = float(probit([clean])[0])
+    fit = stats.linregress(x, y)
+    predicted = fit.intercept + fit.slope * at
+    df = len(x) - 2
+    spread = float(np.sum((x - x.mean()) ** 2))
+    residual = math.sqrt(float(np.sum((y - fit.intercept - fit.slope * x) ** 2)) / df)
+    line_error = residual * math.sqrt(1 / len(x) + (at - x.mean()) ** 2 / spread)
+    expected = float(stats.norm.cdf(predicted))
+    # From the probit scale to accuracies by the slope of the normal distribution at the prediction.
+    error = math.hypot(line_error * float(stats.norm.pdf(predicted)), robust_error)
+    reach = float(stats.t.isf((1 - confidence) / 2, df)) * error
+    delta = robust - expected
+    p_value = float(2 * stats.t.sf(abs(delta) / error, df)) if error else math.nan
+    return Effect(delta, delta - reach, delta + reach, p_value, num_seeds, num_items, standard_error=error)
+
+
+def probit(shares: ArrayLike) -> Floats:
+    """Return the normal quantiles of shares, those of 0 and 1 kept finite (as of 0.001 and 0.999)."""
+    return np.asarray(stats.norm.ppf(np.clip(np.asarray(shares, dtype=np.float64), 1e-3, 1 - 1e-3)))
+
+
+def _unfit(clean: float, baselines: Floats) -> str:
+    different = len(np.unique(np.round(baselines, 6)))
+    if different < LEAST_BASELINES:
+        return (
+            f"{different} undefended models of different clean accuracy are too few for a line "
+            f"({LEAST_BASELINES} are needed)"
+        )
+    if not baselines.min() <= clean <= baselines.max():
+        return "its clean accuracy lies outside of the undefended models'"
+    return ""
