@@ -245,19 +245,35 @@ def _read_file(path: Path, names: list[str]) -> pa.Table | None:
         return None
 
 
-def _check_version(path: Path, file: pq.ParquetFile) -> None:
-    absent = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+def check_schema(path: Path, columns: Sequence[str], versions: Sequence[int | None]) -> None:
+    """Refuse a file that this version cannot read.
+
+    Args:
+        path: The file, for the message.
+        columns: Those that it has.
+        versions: The schema versions that its rows name; nothing where that column is absent.
+
+    Raises:
+        RecordsError: If it is no records file, has an unknown schema version, or lacks columns of its version.
+    """
+    absent = [name for name in SCHEMA.names if name not in columns]
     if "schema_version" in absent:
-        raise RecordsError(f"{path} is no records file: its columns are {file.schema_arrow.names}.")
-    versions = file.read(columns=["schema_version"]).column(0).unique().to_pylist()
+        raise RecordsError(f"{path} is no records file: its columns are {list(columns)}.")
     if any(version not in _READABLE_VERSIONS for version in versions):
         raise RecordsError(
-            f"Expected {path} to have schema version {' or '.join(map(str, _READABLE_VERSIONS))}, but got {versions}. "
+            f"Expected {path} to have schema version {' or '.join(map(str, _READABLE_VERSIONS))}, but got {list(versions)}. "
             "Read it with the version of lightning-robust that wrote it (its run.json names it)."
         )
-    absent = [name for name in absent if name not in _SINCE_VERSION_2 or versions != [1]]
+    absent = [name for name in absent if name not in _SINCE_VERSION_2 or list(versions) != [1]]
     if absent:
         raise RecordsError(f"{path} lacks the columns {', '.join(absent)}; write it again.")
+
+
+def _check_version(path: Path, file: pq.ParquetFile) -> None:
+    columns = file.schema_arrow.names
+    there = "schema_version" in columns
+    versions = file.read(columns=["schema_version"]).column(0).unique().to_pylist() if there else []
+    check_schema(path, columns, versions)
 
 
 def _joined(paths: Sequence[PathLike]) -> str:

@@ -27,6 +27,7 @@ from lightning_robust.results.statistics.power import (
     needed_items,
 )
 from lightning_robust.results.statistics.ratio import Ratio, transfer_ratio
+from lightning_robust.results.statistics.simulation import Simulation
 from lightning_robust.results.statistics.verdict import Verdict, transfer_verdict
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Effect",
     "Needed",
     "Ratio",
+    "Simulation",
     "StatisticsError",
     "TransferCorrelation",
     "Verdict",

@@ -142,7 +142,8 @@ def _item_variance(group: Floats) -> float:
     if num_items < 2:
         return 0.0
     residual = _residual_variance(group) / num_seeds if num_seeds > 1 else 0.0
-    return float(group.mean(axis=0).var(ddof=1) - residual) / num_items
+    variance = float(group.mean(axis=0).var(ddof=1))
+    return float((variance - residual) / num_items)
 
 
 def _residual_variance(group: Floats) -> float:

@@ -13,6 +13,7 @@ from scipy import stats
 from lightning_robust.errors import RobustError
 from lightning_robust.results.statistics.crossed import Floats, Ints, crossed_mean, split
 
+Bools = NDArray[np.bool_]
 Method = Literal["studentised", "bootstrap"]
 Pairs = tuple[ArrayLike, ArrayLike]
 """``(treated, baseline)``, each ``(seeds, items)``, paired."""

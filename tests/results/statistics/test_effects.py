@@ -9,6 +9,7 @@ from statsmodels.stats import contingency_tables, multitest, proportion
 
 from lightning_robust.results.statistics import (
     MIN_ITEMS,
+    Simulation,
     StatisticsError,
     accuracy,
     effect,
@@ -16,7 +17,6 @@ from lightning_robust.results.statistics import (
     mcnemar,
     wilson,
 )
-from tests.results.statistics.simulation import World
 
 
 def test_many_seeds_and_negligible_items_are_the_t_test():
@@ -115,7 +115,7 @@ def test_bad_settings():
 
 def test_the_bootstrap_repeats_and_resamples_both_ways():
     rng = np.random.default_rng(5)
-    treated, baseline = World(seed=0.6).runs(rng, 8, 300)
+    (baseline, treated), _ = Simulation(seed=0.6).answers(rng, [0.0], 8, 300)
     one = effect(treated, baseline, method="bootstrap", resamples=500)
     assert one == effect(treated, baseline, method="bootstrap", resamples=500)
     assert one != effect(treated, baseline, method="bootstrap", resamples=500, seed=1)
@@ -124,11 +124,20 @@ def test_the_bootstrap_repeats_and_resamples_both_ways():
     assert 0.65 < width < 1.0
 
 
+def test_simulated_truth_is_what_many_answers_show():
+    world = Simulation(seed=0.4)
+    answers, luck = world.answers(np.random.default_rng(9), [0.7], 30, 20_000)
+    shown = answers.mean(axis=2)
+    assert shown[0, 0] == pytest.approx(world.accuracy(luck=luck[0, 0]), abs=0.015)
+    assert shown[1, 3] == pytest.approx(world.accuracy(0.7, luck[1, 3]), abs=0.015)
+    assert shown[1].mean() - shown[0].mean() == pytest.approx(world.effect(0.7), abs=0.05)
+
+
 @pytest.mark.parametrize("num_seeds", [2, 3, 5])
 @pytest.mark.parametrize("seed_spread", [0.0, 0.15, 0.5])
 def test_intervals_cover(num_seeds, seed_spread):
     """A fast version of benchmarks/calibration.py: 300 studies, so 91 % to 98.9 % is chance."""
-    world = World(gain=0.3, seed=seed_spread)
-    truth, rng = world.effect(), np.random.default_rng(6)
-    found = [effect(*world.runs(rng, num_seeds, 200)) for _ in range(300)]
+    world = Simulation(seed=seed_spread)
+    truth, rng = world.effect(0.3), np.random.default_rng(6)
+    found = [effect(*world.answers(rng, [0.3], num_seeds, 200)[0][::-1]) for _ in range(300)]
     assert 0.91 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.989

@@ -9,6 +9,7 @@ from statsmodels.stats.power import TTestPower
 
 from lightning_robust.results.statistics import (
     Components,
+    Simulation,
     StatisticsError,
     differences,
     effect,
@@ -19,17 +20,23 @@ from lightning_robust.results.statistics import (
     transfer_verdict,
 )
 from lightning_robust.results.statistics.crossed import crossed_mean
-from tests.results.statistics.simulation import World
 
-GAIN, NONE, LOSS = World(gain=1.2, seed=0.05), World(change=0.0, seed=0.0), World(gain=-1.0, seed=0.05)
+LUCK = Simulation(seed=0.05)
+GAIN, NONE, LOSS = (LUCK, 1.2), (Simulation(change=0.0, seed=0.0), 0.0), (LUCK, -1.0)
+
+
+def draw(rng, world, seeds, items):
+    simulation, gain = world
+    baseline, treated = simulation.answers(rng, [gain], seeds, items)[0]
+    return treated, baseline
 
 
 def pairs(world, seeds, items, seed=0):
-    return world.runs(np.random.default_rng(seed), seeds, items)
+    return draw(np.random.default_rng(seed), world, seeds, items)
 
 
 def test_one_seeds_ratio_is_fiellers_closed_form():
-    on, off = pairs(GAIN, 1, 400), pairs(World(gain=0.5), 1, 600, seed=1)
+    on, off = pairs(GAIN, 1, 400), pairs((Simulation(), 0.5), 1, 600, seed=1)
     found = transfer_ratio(on, off)
     x, y = crossed_mean(*differences(*on)), crossed_mean(*differences(*off))
     z = stats.norm.isf(0.025)
@@ -41,9 +48,11 @@ def test_one_seeds_ratio_is_fiellers_closed_form():
 
 
 def test_ratio_covers():
-    on, off = World(gain=1.2, seed=0.2), World(gain=0.5, seed=0.2)
-    truth, rng = off.effect() / on.effect(), np.random.default_rng(2)
-    found = [transfer_ratio(on.runs(rng, 4, 200), off.runs(rng, 4, 200)) for _ in range(120)]
+    world, rng = Simulation(seed=0.2), np.random.default_rng(2)
+    truth = world.effect(0.5) / world.effect(1.2)
+    found = [
+        transfer_ratio(draw(rng, (world, 1.2), 4, 200), draw(rng, (world, 0.5), 4, 200)) for _ in range(120)
+    ]
     known = [one for one in found if not one.reason]
     assert len(known) > 100
     assert 0.9 <= np.mean([one.low <= truth <= one.high for one in known]) <= 1.0
@@ -60,7 +69,7 @@ def test_ratio_is_not_estimable_without_a_gain():
     [
         (GAIN, GAIN, 400, "positive"),
         (GAIN, LOSS, 400, "negative"),
-        (GAIN, World(item=4.0, level=12.0, change=0.0, seed=0.0), 4000, "neutral"),
+        (GAIN, (Simulation(level=12.0, item=4.0, change=0.0, seed=0.0), 0.0), 4000, "neutral"),
         (GAIN, NONE, 200, "inconclusive"),
         (NONE, GAIN, 400, "inconclusive"),
         (LOSS, GAIN, 400, "inconclusive"),
@@ -101,11 +110,12 @@ def test_bad_settings(settings):
 
 def test_false_verdicts_are_rare():
     """A fast version of benchmarks/calibration.py: 5 % of 150 are 7.5; 14 is chance."""
-    rng, off = np.random.default_rng(7), World(change=0.3, seed=0.2)
-    shifted = World(change=0.3, seed=0.2, gain=-off.effect() / 0.19)
-    assert abs(shifted.effect()) < 0.002
-    labels = [transfer_verdict(GAIN.runs(rng, 3, 200), shifted.runs(rng, 3, 200)).label for _ in range(150)]
-    assert sum(label in ("positive", "negative") for label in labels) <= 14
+    rng, off = np.random.default_rng(7), Simulation(change=0.0, seed=0.2)
+    assert off.effect(0.0) == 0
+    labels = [
+        transfer_verdict(draw(rng, GAIN, 3, 200), draw(rng, (off, 0.0), 3, 200)).label for _ in range(150)
+    ]
+    assert labels.count("positive") + labels.count("negative") <= 14
 
 
 def test_detectable_effect_is_that_of_the_t_test_where_only_seeds_vary():

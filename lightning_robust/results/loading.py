@@ -1,0 +1,291 @@
+"""Run folders, read file by file: one byte is kept of each record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lightning_robust.errors import RobustError
+from lightning_robust.results.files import PathLike, RecordsError, read_run_json
+from lightning_robust.results.outcomes import WRONG_STATUSES, Bools, Evaluated, Items, Key, Part, Positions
+from lightning_robust.results.records import KINDS, SCHEMA, check_schema, record_files
+
+_COLUMNS = [
+    "run_id", "epoch", "global_step", "kind", "environment", "attack", "item_id", "label",
+    "probability", "correct", "status", "queries", "seconds", "schema_version",
+]  # fmt: skip
+_MOMENT = ["run_id", "epoch", "global_step"]
+_LAYOUT = ["kind", "environment", "attack", "item_id", "label"]
+_ORDER = {"clean": 0, "attack": 1, "adversarial": 2, "ood": 3}
+_KEPT_LAYOUTS = 64  # files of one run follow each other
+
+Moment = tuple[str, int | None, int | None]
+
+
+class Source(NamedTuple):
+    """A run folder and its records files."""
+
+    folder: Path
+    files: list[Path]
+
+
+class _Place(NamedTuple):
+    """Which rows of a layout belong to a part."""
+
+    items: Items
+    rows: slice | Positions
+    repeated: int
+
+
+class Loaded:
+    """What a run folder's files hold.
+
+    Args:
+        source: Where it is from.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.runs: dict[str, dict[tuple[int | None, int | None], dict[Key, Part]]] = {}
+        self.not_numbers: Counter[str] = Counter()
+        self.repeated: Counter[str] = Counter()
+        self.left_out: list[tuple[Path, str]] = []
+
+    def evaluations(self, run_id: str) -> list[Evaluated]:
+        """Return a run's evaluations in the order of steps."""
+        found = [
+            Evaluated(epoch, step, dict(sorted(parts.items(), key=lambda part: _ORDER[part[0][0]])))
+            for (epoch, step), parts in self.runs[run_id].items()
+        ]
+        return sorted(found, key=lambda one: (_number(one.global_step), _number(one.epoch)))
+
+
+class Reader:
+    """Reads records files; what consecutive files have in common is worked out once and kept once."""
+
+    def __init__(self) -> None:
+        self._layouts: dict[tuple[Any, ...], dict[Key, _Place]] = {}
+        self._items: dict[bytes, Items] = {}
+        self._ids: dict[str, str] = {}
+
+    def read(self, source: Source, progress: Callable[[], object] | None = None) -> Loaded:
+        """Read a run folder; files that cannot be read are named in ``left_out``.
+
+        Args:
+            source: The folder and its files.
+            progress: Called after each file.
+        """
+        loaded = Loaded(source)
+        for path in source.files:
+            try:
+                # All of a file or nothing: a damaged end would make an evaluation of fewer items.
+                found = [part for batch in _batches(path) for part in self._parts(batch, loaded)]
+            except RobustError as error:
+                loaded.left_out.append((path, str(error)))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                loaded.left_out.append((path, f"it is cut short or damaged ({error})"))
+            else:
+                for moment, key, part in found:
+                    self._add(loaded, moment, key, part)
+            if progress is not None:
+                progress()
+        return loaded
+
+    def _add(self, loaded: Loaded, moment: Moment, key: Key, part: Part) -> None:
+        """Add a part; what another file of the same evaluation had of it is kept, and joined to if it is different."""
+        run_id, epoch, step = moment
+        parts = loaded.runs.setdefault(run_id, {}).setdefault((epoch, step), {})
+        earlier = parts.get(key)
+        if earlier is None:
+            parts[key] = part
+        elif set(earlier.items.ids).isdisjoint(part.items.ids):
+            ids, labels = earlier.items.ids + part.items.ids, (earlier.items.labels, part.items.labels)
+            items = self._intern(pa.array(ids), pa.array(np.concatenate(labels)))
+            parts[key] = Part(
+                items,
+                np.concatenate([earlier.correct, part.correct]),
+                dict(Counter(earlier.statuses) + Counter(part.statuses)),
+                earlier.queries + part.queries,
+                earlier.seconds + part.seconds,
+            )
+        else:
+            loaded.repeated[run_id] += len(part.items)
+
+    def _parts(self, batch: pa.RecordBatch, loaded: Loaded) -> Iterator[tuple[Moment, Key, Part]]:
+        for moment, rows in _moments(batch):
+            status: pa.DictionaryArray = rows["status"]
+            names, codes = status.dictionary.to_pylist(), _ints(status.indices)
+            wrong = np.array([name in WRONG_STATUSES for name in names], dtype=bool)
+            correct = _bools(rows["correct"]) & ~wrong[codes]
+            queries, seconds = _ints(rows["queries"]), _floats(rows["seconds"])
+            loaded.not_numbers[moment[0]] += pc.sum(pc.is_nan(rows["probability"])).as_py() or 0
+            for key, (items, where, repeated) in self._layout(rows).items():
+                loaded.repeated[moment[0]] += repeated
+                counts = np.bincount(codes[where], minlength=len(names)).tolist()
+                yield (
+                    moment,
+                    key,
+                    Part(
+                        items,
+                        correct[where].copy(),
+                        {name: n for name, n in zip(names, counts, strict=True) if n},
+                        int(queries[where].sum()),
+                        float(seconds[where].sum()),
+                    ),
+                )
+
+    def _layout(self, rows: pa.RecordBatch) -> dict[Key, _Place]:
+        """Return where each part's rows are; the answer for the same rows of an earlier file where there is one."""
+        words = [rows[name] for name in ("kind", "environment", "attack")]
+        plain = pa.record_batch(
+            [word.indices for word in words] + [rows["item_id"], rows["label"]], names=_LAYOUT
+        )
+        digest = hashlib.blake2b(plain.serialize()).digest()
+        key = (digest, *(tuple(word.dictionary.to_pylist()) for word in words))
+        if key not in self._layouts:
+            if len(self._layouts) >= _KEPT_LAYOUTS:
+                del self._layouts[next(iter(self._layouts))]
+            self._layouts[key] = self._work_out(rows)
+        return self._layouts[key]
+
+    def _work_out(self, rows: pa.RecordBatch) -> dict[Key, _Place]:
+        found: dict[Key, list[Positions]] = {}
+        for values, where in _groups([rows[name] for name in ("kind", "environment", "attack")]):
+            kind, environment, attack = values
+            if kind not in KINDS:
+                raise RecordsError(f"its kind {kind!r} is none of {', '.join(KINDS)}")
+            name = {"clean": "clean", "attack": attack}.get(kind, environment)
+            found.setdefault((kind, name), []).append(where)
+        return {key: self._place(rows, np.sort(np.concatenate(wheres))) for key, wheres in found.items()}
+
+    def _place(self, rows: pa.RecordBatch, where: Positions) -> _Place:
+        ids = rows["item_id"].take(pa.array(where))
+        first = {i: index for index, i in reversed(list(enumerate(ids.to_pylist())))}
+        repeated = len(where) - len(first)
+        if repeated:
+            where = where[np.sort(np.fromiter(first.values(), np.int64))]
+            ids = rows["item_id"].take(pa.array(where))
+        items = self._intern(ids, rows["label"].take(pa.array(where)))
+        contiguous = len(where) == where[-1] - where[0] + 1
+        return _Place(items, slice(int(where[0]), int(where[-1]) + 1) if contiguous else where, repeated)
+
+    def _intern(self, ids: pa.StringArray, labels: pa.Int32Array) -> Items:
+        digest = hashlib.blake2b(pa.record_batch([ids, labels], names=["id", "label"]).serialize()).digest()
+        if digest not in self._items:
+            shared = [self._ids.setdefault(i, i) for i in ids.to_pylist()]
+            self._items[digest] = Items(shared, labels.to_numpy().astype(np.int32))
+        return self._items[digest]
+
+
+def find_sources(paths: Sequence[PathLike]) -> list[Source]:
+    """Return the run folders that ``paths`` stand for, each once, with their records files.
+
+    A run's folder stands for the run and for its defended predictors, whose folders are in it; a folder of runs for
+    all runs in it; a file for what it holds.
+
+    Raises:
+        RecordsError: Where a path is missing or holds no records.
+    """
+    found: dict[Path, dict[Path, None]] = {}
+    for path in paths:
+        files = dict.fromkeys(file.resolve() for file in record_files(path))
+        inside = {file.resolve(): None for file in sorted(Path(path).glob("*/records/*.parquet"))}
+        defended = {folder for folder in {_folder(file) for file in inside} if _is_defended(folder)}
+        files |= {file: None for file in inside if _folder(file) in defended}
+        for file in files:
+            found.setdefault(_folder(file), {})[file] = None
+    return [Source(folder, list(files)) for folder, files in found.items()]
+
+
+def _folder(file: Path) -> Path:
+    return file.parent.parent if file.parent.name == "records" else file.parent
+
+
+def _is_defended(folder: Path) -> bool:
+    try:
+        return bool(read_run_json(folder).get("inference_defense"))
+    except RecordsError:
+        return False
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Read the columns that count, by row groups: a file may be larger than memory."""
+    # Opened here: a path such as "epoch=003/…" is not to be read as a partition of a data set.
+    with pq.ParquetFile(path) as file:
+        there = file.schema_arrow.names
+        if "schema_version" not in there:
+            check_schema(path, there, [])
+        schema = pa.schema([SCHEMA.field(name) for name in _COLUMNS])
+        for index in range(file.num_row_groups):
+            group = file.read_row_group(index, columns=[n for n in _COLUMNS if n in there], use_threads=False)
+            check_schema(path, there, group["schema_version"].unique().to_pylist())
+            table = group.select(_COLUMNS).cast(schema).unify_dictionaries().combine_chunks()
+            yield from (_filled(batch) for batch in table.to_batches())
+
+
+def _filled(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return ``batch`` without nulls but for epochs, steps and probabilities."""
+    for index, field in enumerate(batch.schema):
+        column = batch.column(index)
+        if column.null_count and field.name not in ("epoch", "global_step", "probability"):
+            if pa.types.is_dictionary(field.type):
+                column = column.cast(pa.string()).fill_null("").dictionary_encode()
+            elif pa.types.is_string(field.type):
+                column = column.fill_null("")
+            else:
+                missing = -1 if field.name == "label" else 0
+                column = column.fill_null(pa.scalar(missing).cast(field.type))
+            batch = batch.set_column(index, field, column)
+    return batch
+
+
+def _moments(batch: pa.RecordBatch) -> Iterator[tuple[Moment, pa.RecordBatch]]:
+    """Split rows by run and moment."""
+    for (run_id, epoch, step), where in _groups([batch[name] for name in _MOMENT]):
+        whole = len(where) == batch.num_rows
+        yield (run_id, epoch, step), batch if whole else batch.take(pa.array(where))
+
+
+def _groups(columns: Sequence[pa.Array]) -> Iterator[tuple[tuple[Any, ...], Positions]]:
+    """Yield the distinct values of ``columns`` together, in order of appearance, with the rows that have them."""
+    codes = np.zeros(len(columns[0]), dtype=np.int64)
+    dictionaries = []
+    for column in columns:
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode(null_encoding="encode")
+        dictionaries.append(column.dictionary)
+        codes = codes * len(column.dictionary) + _ints(column.indices)
+    distinct, first, inverse, sizes = np.unique(
+        codes, return_index=True, return_inverse=True, return_counts=True
+    )
+    rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(sizes)[:-1])
+    for code in np.argsort(first):
+        rest, values = int(distinct[code]), []
+        for dictionary in reversed(dictionaries):
+            rest, index = divmod(rest, len(dictionary))
+            values.append(dictionary[index].as_py())
+        yield tuple(reversed(values)), rows[code]
+
+
+def _ints(array: pa.Array) -> Positions:
+    return array.to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _floats(array: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return array.to_numpy(zero_copy_only=False).astype(np.float64)  # type: ignore[no-any-return]
+
+
+def _bools(array: pa.Array) -> Bools:
+    return array.to_numpy(zero_copy_only=False).astype(bool)  # type: ignore[no-any-return]
+
+
+def _number(value: int | None) -> float:
+    return -1.0 if value is None else float(value)

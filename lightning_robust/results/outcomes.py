@@ -1,0 +1,305 @@
+"""What evaluations found, compactly: about one byte for each record."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_robust.results.tables import NON_TEXT_ATTACKS, Score
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Positions = NDArray[np.int64]
+Key = tuple[str, str]
+Keep = Callable[["Items"], Bools]
+
+WRONG_STATUSES = frozenset({"unparsed", "error", "skipped", "success"})
+"""Whatever else a record says, an item of such a status is wrong."""
+
+
+class Items:
+    """The items of an environment or attack; parts on the same items share one object.
+
+    Args:
+        ids: ``(items,)``, all different.
+        labels: ``(items,)``, the right classes.
+    """
+
+    def __init__(self, ids: Sequence[str], labels: NDArray[np.int32]) -> None:
+        self.ids = tuple(ids)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def majority(self) -> float:
+        """Accuracy of always answering the most frequent label; NaN without items."""
+        return (
+            float(np.unique(self.labels, return_counts=True)[1].max() / len(self)) if len(self) else math.nan
+        )
+
+    @cached_property
+    def half(self) -> Bools:
+        """``(items,)``: a fixed half of all items, by a hash of their ids that every run and machine shares."""
+        # Not a checksum: those are linear, and could follow a pattern in numbered ids.
+        digests = (hashlib.blake2b(i.encode("utf-8", "replace"), digest_size=1).digest() for i in self.ids)
+        return np.array([digest[0] & 1 for digest in digests], dtype=bool)
+
+
+class Part(NamedTuple):
+    """One environment or attack in one evaluation.
+
+    Args:
+        items: What was evaluated.
+        correct: ``(items,)``; items without a usable answer, skipped and broken ones are wrong.
+        statuses: Number of items by status.
+        queries: Of all items.
+        seconds: Of all items.
+    """
+
+    items: Items
+    correct: Bools
+    statuses: dict[str, int]
+    queries: int
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right items; NaN without items."""
+        return float(self.correct.mean()) if len(self.correct) else math.nan
+
+    @property
+    def success_rate(self) -> float:
+        """Successes among attacked items that were first classified correctly; NaN where there are none."""
+        successes, failures = self.statuses.get("success", 0), self.statuses.get("failed", 0)
+        return successes / (successes + failures) if successes + failures else math.nan
+
+    @property
+    def mean_queries(self) -> float:
+        """Mean over all items; NaN without items."""
+        return self.queries / len(self.items) if len(self.items) else math.nan
+
+    @property
+    def majority(self) -> float:
+        """Accuracy of always answering the most frequent label."""
+        return self.items.majority
+
+    @property
+    def unusable(self) -> int:
+        """Items without a usable answer: ``unparsed`` or ``error``. They count as wrong."""
+        return self.statuses.get("unparsed", 0) + self.statuses.get("error", 0)
+
+
+class Evaluated(NamedTuple):
+    """One evaluation of a run: its parts by kind and name, as in `lightning_robust.results.groups`."""
+
+    epoch: int | None
+    global_step: int | None
+    parts: dict[Key, Part]
+
+    @property
+    def queries(self) -> int:
+        """Victim calls counted by the attacks."""
+        return sum(part.queries for (kind, _), part in self.parts.items() if kind == "attack")
+
+    @property
+    def seconds(self) -> float:
+        """Time that the items took, attacks and static environments together."""
+        return sum(part.seconds for part in self.parts.values())
+
+
+class Column(NamedTuple):
+    """A measure that conditions are compared in.
+
+    Args:
+        key: ``clean``, ``attack/<name>``, ``adversarial/<name>``, ``ood/<name>``, or a summary: ``adv`` (right
+            under every text attack; without attacks the macro mean of the static adversarial environments),
+            ``adv_mean`` (an item's mean over the text attacks) or ``ood_mean`` (macro mean of the environments).
+        label: For people.
+        kind: What kind of robustness it measures.
+        summary: Whether it is made from other columns.
+    """
+
+    key: str
+    label: str
+    kind: Literal["clean", "adv", "ood"]
+    summary: bool = False
+
+
+class Outcomes(NamedTuple):
+    """Values of several evaluations on the items that all of them have.
+
+    Args:
+        ids: ``(items,)``; where there are strata, an id may be in several.
+        labels: ``(items,)``.
+        values: ``(evaluations, items)``: right or wrong, or shares between 0 and 1.
+        strata: ``(items,)``: each item's environment, for macro means; None where there is one.
+        dropped: Items that not all evaluations have, or whose labels differ.
+    """
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.int32]
+    values: Floats
+    strata: Positions | None
+    dropped: int
+
+
+CLEAN = Column("clean", "Clean", "clean")
+ADV = Column("adv", "Adversarial", "adv", True)
+ADV_MEAN = Column("adv_mean", "Attacks (mean)", "adv", True)
+OOD_MEAN = Column("ood_mean", "OOD (mean)", "ood", True)
+
+
+def columns_of(keys: Sequence[Key]) -> list[Column]:
+    """Return the columns that parts of these kinds and names fill: clean, adversarial and OOD ones."""
+    names = {kind: [n for k, n in keys if k == kind] for kind in ("clean", "attack", "adversarial", "ood")}
+    found = [CLEAN] if names["clean"] else []
+    found += [ADV] if names["attack"] or names["adversarial"] else []
+    found += [ADV_MEAN] if len(_headline(names["attack"])) > 1 else []
+    found += [Column(f"attack/{name}", name, "adv") for name in names["attack"]]
+    found += [Column(f"adversarial/{name}", name, "adv") for name in names["adversarial"]]
+    found += [OOD_MEAN] if names["ood"] else []
+    return found + [Column(f"ood/{name}", name, "ood") for name in names["ood"]]
+
+
+def combine(evaluated: Sequence[Evaluated], column: Column, keep: Keep | None = None) -> Outcomes | None:
+    """Return the values of evaluations in one column, on the attacks, environments and items that all of them have.
+
+    Args:
+        evaluated: One or more.
+        column: What to compare.
+        keep: Returns ``(items,)``, which of the items count; by default all.
+
+    Returns:
+        None where not all of them measured it, or no item is left.
+    """
+    if not evaluated:
+        return None
+    shared = [key for key in evaluated[0].parts if all(key in one.parts for one in evaluated)]
+    keep = None if keep is everything else keep
+    strata = []
+    for keys in _strata(shared, column.key):
+        parts = [[one.parts[key] for key in keys] for one in evaluated]
+        stratum = _stratum(parts, column.key == "adv_mean", keep)
+        if len(stratum.ids):
+            strata.append(stratum)
+    if len(strata) < 2:
+        return strata[0] if strata else None
+    sizes = [len(one.ids) for one in strata]
+    return Outcomes(
+        tuple(i for one in strata for i in one.ids),
+        np.concatenate([one.labels for one in strata]),
+        np.concatenate([one.values for one in strata], axis=1),
+        np.repeat(np.arange(len(strata)), sizes),
+        sum(one.dropped for one in strata),
+    )
+
+
+def measured(evaluated: Evaluated, column: Column) -> bool:
+    """Return whether an evaluation has anything that a column is made from."""
+    return bool(_strata(list(evaluated.parts), column.key))
+
+
+def everything(items: Items) -> Bools:
+    """Keep all items."""
+    return np.ones(len(items), dtype=bool)
+
+
+def scores(evaluated: Evaluated, keep: Keep | None = None) -> dict[str, Score]:
+    """Return the scores ``clean``, ``adv`` and ``ood``, those of them that were measured.
+
+    The numbers are those of `lightning_robust.results.metrics`.
+    """
+    found = {}
+    for name, column in (("clean", CLEAN), ("adv", ADV), ("ood", OOD_MEAN)):
+        outcomes = combine([evaluated], column, keep)
+        if outcomes is not None:
+            found[name] = _score(outcomes)
+    return found
+
+
+def _score(outcomes: Outcomes) -> Score:
+    strata = np.zeros(len(outcomes.ids), np.int64) if outcomes.strata is None else outcomes.strata
+    sizes = np.bincount(strata)
+    accuracy = (np.bincount(strata, outcomes.values[0]) / sizes).mean()
+    most = [np.unique(outcomes.labels[strata == k], return_counts=True)[1].max() for k in range(len(sizes))]
+    return Score(float(accuracy), len(outcomes.ids), float((most / sizes).mean()))
+
+
+def _headline(attacks: Sequence[str]) -> list[str]:
+    """Return the attacks that summaries are made from: those on texts, else whatever ran."""
+    return [name for name in attacks if name not in NON_TEXT_ATTACKS] or list(attacks)
+
+
+def _strata(keys: Sequence[Key], column: str) -> list[list[Key]]:
+    """Return the parts that a column is made from: groups that count equally, each of one part or several attacks."""
+    attacks: list[Key] = [("attack", name) for name in _headline([n for kind, n in keys if kind == "attack"])]
+    if column in ("adv", "adv_mean") and attacks:
+        return [attacks]
+    if column in ("adv", "ood_mean"):
+        kind = "adversarial" if column == "adv" else "ood"
+        return [[key] for key in keys if key[0] == kind]
+    kind, _, name = column.partition("/")
+    key = (kind, name or kind)
+    return [[key]] if key in keys else []
+
+
+def _stratum(parts: Sequence[Sequence[Part]], mean: bool, keep: Keep | None) -> Outcomes:
+    """Return one value for each evaluation and common item: under all of its parts, or their mean."""
+    different = tuple(dict.fromkeys(part.items for row in parts for part in row))
+    taken, dropped = _align(different)
+    first = different[0]
+    places = dict(zip(different, taken, strict=True))
+    if keep is not None:
+        chosen = keep(first)[places[first]]
+        places = {items: where[chosen] for items, where in places.items()}
+    whole = len(different) == 1 and keep is None
+    values = np.array(
+        [[part.correct if whole else part.correct[places[part.items]] for part in row] for row in parts]
+    )
+    where = places[first]
+    return Outcomes(
+        first.ids if whole else tuple(first.ids[i] for i in where.tolist()),
+        first.labels if whole else first.labels[where],
+        values.mean(axis=1) if mean else values.min(axis=1).astype(np.float64),
+        None,
+        dropped,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _align(different: tuple[Items, ...]) -> tuple[list[Positions], int]:
+    """Return where the common items are in each of ``different``, and how many are not common.
+
+    Items whose labels differ are not common: which label is right cannot be known.
+    """
+    first, *others = different
+    if not others:
+        return [np.arange(len(first))], 0
+    tables = [dict(zip(one.ids, range(len(one)), strict=True)) for one in others]
+    common = [
+        [index, *(table[i] for table in tables)]
+        for index, i in enumerate(first.ids)
+        if all(i in table for table in tables)
+    ]
+    places = np.array(common, dtype=np.int64).reshape(len(common), len(different))
+    labels = np.stack([one.labels[places[:, k]] for k, one in enumerate(different)], axis=1)
+    places = places[(labels == labels[:, :1]).all(axis=1)]
+    total = len(set(first.ids).union(*tables))
+    return list(places.T), total - len(places)
+
+
+def known_labels(items: Sequence[Items]) -> Mapping[str, set[int]]:
+    """Return every item's labels in ``items``; more than one where they disagree."""
+    found: dict[str, set[int]] = {}
+    for one in items:
+        for i, label in zip(one.ids, one.labels.tolist(), strict=True):
+            found.setdefault(i, set()).add(label)
+    return found

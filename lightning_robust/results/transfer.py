@@ -1,0 +1,245 @@
+"""What a study's defenses change, where they aim at and where they do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from lightning_robust.results.outcomes import ADV, CLEAN, OOD_MEAN, Column, Floats, Positions, combine
+from lightning_robust.results.selection import Rule, select
+from lightning_robust.results.statistics import (
+    Effect,
+    Verdict,
+    accuracy,
+    effect,
+    holm,
+    transfer_verdict,
+    wilson,
+)
+from lightning_robust.results.study import Condition, Run, Study, columns, pair, seed_pairs
+
+Aim = Literal["adv", "ood"]
+AIMS: dict[str, Aim] = {"adversarial": "adv", "ood": "ood"}
+
+
+@dataclass(frozen=True)
+class TransferMatrix:
+    """Effects of defenses (rows) on everything that was measured (columns).
+
+    Args:
+        conditions: Those that have a baseline, by aim.
+        baselines: What each is compared with.
+        columns: Clean, adversarial and OOD, summaries first.
+        cells: ``[row][column]``; None where not both measured it.
+        adjusted: ``(rows, columns)``: Holm's p-values over the matrix; NaN without one.
+        rule: Which evaluation of each run counts.
+        collapsed: Rows that `is_collapsed` holds for: their gains under attack are those of a constant answer.
+    """
+
+    conditions: list[Condition]
+    baselines: list[Condition]
+    columns: list[Column]
+    cells: list[list[Effect | None]]
+    adjusted: Floats
+    rule: Rule
+    collapsed: list[bool]
+
+
+class StudyVerdict(NamedTuple):
+    """The verdict on defenses of one aim on one backbone.
+
+    Args:
+        backbone: As in `Condition`.
+        aim: The kind of robustness that the defenses aim at.
+        conditions: Whose mean is judged.
+        baseline: What they are compared with.
+        verdict: None where it cannot be asked.
+        reason: Why not; empty where there is one.
+        left_out: Collapsed conditions, which are not among ``conditions``.
+    """
+
+    backbone: str
+    aim: Aim
+    conditions: list[Condition]
+    baseline: Condition
+    verdict: Verdict | None
+    reason: str
+    left_out: list[Condition]
+
+
+def transfer_matrix(study: Study, *, rule: Rule = "last", confidence: float = 0.95) -> TransferMatrix:
+    """Return the effect of every defense on everything that was measured, paired by seed and item.
+
+    The family-wise error over all cells is held by Holm's correction.
+
+    Args:
+        study: With baselines; conditions without one make no row.
+        rule: Which evaluation of each run counts.
+        confidence: Of the intervals.
+    """
+    order = {"adversarial": 0, "both": 1, "ood": 2, "none": 3}
+    rows = sorted(compared(study), key=lambda row: (row[0].backbone, order[row[0].aim]))
+    found = columns(study)
+    cells = [[_cell(study, *row, column, rule, confidence) for column in found] for row in rows]
+    p_values = np.array([[one.p_value if one else math.nan for one in row] for row in cells])
+    return TransferMatrix(
+        [condition for condition, _ in rows],
+        [baseline for _, baseline in rows],
+        found,
+        cells,
+        holm(p_values.reshape(len(rows), len(found))),
+        rule,
+        [is_collapsed(condition, rule) for condition, _ in rows],
+    )
+
+
+def study_verdicts(study: Study, *, rule: Rule = "last", margin: float = 0.01) -> list[StudyVerdict]:
+    """Return, for each backbone and aim, whether what its defenses do on the mean transfers.
+
+    Defenses that aim at both kinds have no off-target side and are not judged; collapsed ones are left out.
+
+    Args:
+        study: With baselines.
+        rule: Which evaluation of each run counts.
+        margin: What counts as no change, as a fraction.
+    """
+    groups: dict[tuple[str, Aim, int], tuple[Condition, list[Condition]]] = {}
+    for condition, baseline in compared(study):
+        if condition.aim in AIMS and not condition.stage:
+            key = (condition.backbone, AIMS[condition.aim], id(baseline))
+            groups.setdefault(key, (baseline, []))[1].append(condition)
+    return [
+        _study_verdict(backbone, aim, members, baseline, rule, margin, study.min_items)
+        for (backbone, aim, _), (baseline, members) in groups.items()
+    ]
+
+
+def condition_accuracy(condition: Condition, column: Column, rule: Rule = "last") -> Effect | None:
+    """Return a condition's accuracy in a column over its seeds and items; None where not all runs measured it."""
+    runs = [select(run, rule) for run in condition.runs]
+    found = combine([one.evaluation for one in runs], column, runs[0].reported)
+    return None if found is None else accuracy(found.values, strata=found.strata)
+
+
+def compared(study: Study) -> list[tuple[Condition, Condition]]:
+    """Return the conditions that have a baseline, with it."""
+    found = [(condition, study.baseline(condition)) for condition in study.conditions]
+    return [(condition, baseline) for condition, baseline in found if baseline is not None]
+
+
+def _cell(
+    study: Study, treated: Condition, baseline: Condition, column: Column, rule: Rule, confidence: float
+) -> Effect | None:
+    paired = pair(treated, baseline, column, rule)
+    if paired is None:
+        return None
+    found = effect(paired.treated, paired.baseline, strata=paired.strata, confidence=confidence)
+    return enough(found, study.min_items)
+
+
+def enough(found: Effect, min_items: int) -> Effect:
+    """Return an effect, without its interval where there are fewer than ``min_items`` items."""
+    if found.num_items >= min_items:
+        return found
+    reason = f"{found.num_items} common items are too few for an interval ({min_items} are needed)"
+    return Effect(found.delta, math.nan, math.nan, math.nan, found.num_seeds, found.num_items, reason=reason)
+
+
+class Together(NamedTuple):
+    """Several conditions and their baseline on the items that all measured.
+
+    Args:
+        treated: ``(conditions, seeds, items)``.
+        baseline: ``(seeds, items)``.
+        strata: ``(items,)`` or None, as in `Paired`.
+    """
+
+    treated: Floats
+    baseline: Floats
+    strata: Positions | None
+
+
+def together(
+    conditions: Sequence[Condition], baseline: Condition, column: Column, rule: Rule = "last"
+) -> Together | None:
+    """Return the outcomes of several conditions and their baseline, seed by seed; None where not all measured it."""
+    rows = common_rows(conditions, baseline)
+    if not rows[0]:
+        return None
+    chosen = [select(run, rule) for side in rows for run in side]
+    keep = None if rule in ("last", "oracle") else chosen[0].reported
+    found = combine([one.evaluation for one in chosen], column, keep)
+    if found is None:
+        return None
+    values = found.values.reshape(len(rows), len(rows[0]), -1)
+    return Together(values[:-1], values[-1], found.strata)
+
+
+def common_rows(conditions: Sequence[Condition], baseline: Condition) -> list[list[Run]]:
+    """Return each condition's runs and, last, the baseline's, such that a column is one seed."""
+    pairs = [seed_pairs(condition, baseline) for condition in conditions]
+    partners = [{id(plain): run for run, plain in found} for found in pairs]
+    plain = [run for run in baseline.runs if all(id(run) in found for found in partners)]
+    return [*([found[id(run)] for run in plain] for found in partners), plain]
+
+
+def is_collapsed(condition: Condition, rule: Rule = "last") -> bool:
+    """Return whether at least half of the runs are no better on clean items than always answering one label.
+
+    No attack can change a constant answer, so that such a run seems robust. A run counts if the lower end of
+    Wilson's 95 % interval is not above the share of the most frequent label.
+
+    Args:
+        condition: Without clean items it counts as not collapsed.
+        rule: Which evaluation of each run counts.
+    """
+    found = []
+    for run in condition.runs:
+        chosen = select(run, rule)
+        clean = combine([chosen.evaluation], CLEAN, chosen.reported)
+        if clean is not None:
+            majority = np.unique(clean.labels, return_counts=True)[1].max() / len(clean.labels)
+            found.append(wilson(float(clean.values.mean()), len(clean.labels))[0] <= majority)
+    return bool(found) and sum(found) >= len(found) / 2
+
+
+def _study_verdict(
+    backbone: str,
+    aim: Aim,
+    conditions: list[Condition],
+    baseline: Condition,
+    rule: Rule,
+    margin: float,
+    min_items: int,
+) -> StudyVerdict:
+    members = [one for one in conditions if not is_collapsed(one, rule)]
+    left_out = [one for one in conditions if one not in members]
+
+    def without(reason: str) -> StudyVerdict:
+        return StudyVerdict(backbone, aim, members, baseline, None, reason, left_out)
+
+    if is_collapsed(baseline, rule):
+        return without("the baseline is no better than always answering the most frequent label")
+    if not members:
+        return without("no defense is better than always answering the most frequent label")
+    if not common_rows(members, baseline)[0]:
+        return without("the defenses and their baseline have no seed in common")
+    adv, ood = (together(members, baseline, column, rule) for column in (ADV, OOD_MEAN))
+    if adv is None or ood is None:
+        return without(f"{'adversarial' if adv is None else 'OOD'} accuracy was not measured in all runs")
+    smallest = min(adv.baseline.shape[1], ood.baseline.shape[1])
+    if smallest < min_items:
+        return without(f"{smallest} common items are too few ({min_items} are needed)")
+    verdict = transfer_verdict(
+        (adv.treated.mean(axis=0), adv.baseline),
+        (ood.treated.mean(axis=0), ood.baseline),
+        aim=aim,
+        margin=margin,
+        adv_strata=adv.strata,
+        ood_strata=ood.strata,
+    )
+    return StudyVerdict(backbone, aim, members, baseline, verdict, "", left_out)
