@@ -74,18 +74,21 @@ def needed(
     *,
     confidence: float = 0.95,
     power: float = 0.8,
+    most_items: int = 10_000,
 ) -> Needed | None:
-    """Return the seeds and items that see an effect with the fewest answers; None where 30 seeds would not do.
+    """Return the fewest seeds that see an effect, and the items for it; None where 30 seeds would not do.
+
+    A training run costs more than many items: few seeds come first.
 
     Args:
         parts: Variances of one item's difference.
         effect: As a fraction, > 0.
         confidence: Of the interval that must leave out 0.
         power: Probability of seeing it.
+        most_items: Further seeds are better than more items than these.
     """
-    found = [
-        Needed(seeds, items)
-        for seeds in SEEDS
-        if (items := needed_items(parts, effect, seeds, confidence=confidence, power=power)) is not None
-    ]
-    return min(found, key=lambda one: one.num_seeds * one.num_items, default=None)
+    for seeds in SEEDS:
+        items = needed_items(parts, effect, seeds, confidence=confidence, power=power)
+        if items is not None and items <= most_items:
+            return Needed(seeds, items)
+    return None

@@ -149,6 +149,8 @@ def test_needed_items_and_seeds():
     )
     assert needed_items(Components(0.1**2, 0.1, 0.1), 0.01, 3) is None  # the seeds alone spread too far
     best = needed(parts, 0.03)
-    assert best.num_seeds * best.num_items <= 5 * items
+    assert best.num_items == needed_items(parts, 0.03, best.num_seeds) <= 10_000
+    assert all((needed_items(parts, 0.03, fewer) or 1e9) > 10_000 for fewer in range(2, best.num_seeds))
+    assert needed(parts, 0.03, most_items=items).num_seeds == 5
     assert needed(Components(math.nan, 0.1, 0.0), 0.03) is None
     assert needed_items(Components(math.nan, 0.1, 0.0), 0.03, 1) is not None

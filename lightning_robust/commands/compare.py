@@ -1,0 +1,133 @@
+"""Two runs, or two sets of seeds, side by side in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_robust.errors import ConfigError
+from lightning_robust.results.outcomes import Column
+from lightning_robust.results.selection import WORDS, Rule
+from lightning_robust.results.statistics import Effect, accuracy, effect, holm, transfer_verdict
+from lightning_robust.results.study import Condition, Paired, Study, columns, load_study, pair
+from lightning_robust.results.transfer import AIMS, is_collapsed
+
+
+def compare(out: Console, options: argparse.Namespace) -> None:
+    """Print what changes from ``options.baseline`` to ``options.treated``, paired by item and seed.
+
+    Raises:
+        RobustError: If either is not one condition, or they have nothing in common.
+    """
+    (before, study), (after, other) = _one(options.baseline), _one(options.treated)
+    before, after = _paired_by_seed(before, after)
+    both = Study([before, after])
+    pairs = [
+        (column, paired)
+        for column in columns(both)
+        if (paired := pair(after, before, column, options.select)) is not None
+    ]
+    if not pairs:
+        raise ConfigError(
+            "Expected runs that measured something in common, but these have no item in common."
+        )
+    names = [_name(options.baseline, before), _name(options.treated, after)]
+    seeds = len(pairs[0][1].treated)
+    out.print(Text(f"A  {names[0]}\nB  {names[1]}\n{_basis(seeds, options.select)}"))
+    out.print(_table(pairs))
+    for condition, name in zip((before, after), names, strict=True):
+        if is_collapsed(condition, options.select):
+            out.print(Text(f"{name} is no better on clean items than always answering one label: what it gains "
+                           "under attack is that of a constant answer."))  # fmt: skip
+    verdict = _verdict({column.key: paired for column, paired in pairs}, after, options.margin)
+    out.print(Text(verdict))
+    for problem in [*study.problems, *other.problems]:
+        out.print(Text(f"Note: {problem}"))
+
+
+def _one(path: Path) -> tuple[Condition, Study]:
+    study = load_study(path)
+    if len(study.conditions) != 1:
+        found = ", ".join(condition.name for condition in study.conditions)
+        raise ConfigError(
+            f"Expected {path} to be one run, or runs that differ in seeds only, but it holds: {found}. Name the "
+            "folder of one, or make a report of all: lightning-robust report."
+        )
+    return study.conditions[0], study
+
+
+def _paired_by_seed(before: Condition, after: Condition) -> tuple[Condition, Condition]:
+    """Forget seeds that the two do not share: their runs are then paired in order."""
+    if set(before.seeds) & set(after.seeds):
+        return before, after
+    forgotten = [replace(one, runs=[replace(run, seed=None) for run in one.runs]) for one in (before, after)]
+    return forgotten[0], forgotten[1]
+
+
+def _name(path: Path, condition: Condition) -> str:
+    runs = len(condition.runs)
+    return f"{condition.name} ({path})" + (f", {runs} seeds" if runs > 1 else "")
+
+
+def _basis(seeds: int, rule: Rule) -> str:
+    if seeds == 1:
+        scope = "One training run each: intervals are about these two runs, not about the method."
+    else:
+        scope = f"{seeds} pairs of training runs: intervals are about the method, over seeds and items."
+    return f"{scope} {WORDS[rule]}"
+
+
+def _table(pairs: list[tuple[Column, Paired]]) -> Table:
+    effects = [effect(paired.treated, paired.baseline, strata=paired.strata) for _, paired in pairs]
+    adjusted = holm([one.p_value for one in effects])
+    table = Table()
+    table.add_column("accuracy, %")
+    for heading in ("A", "B", "B - A, points", "p (Holm)", "items"):
+        table.add_column(heading, justify="right")
+    for (column, paired), change, p in zip(pairs, effects, adjusted.tolist(), strict=True):
+        levels = [accuracy(side, strata=paired.strata).delta for side in (paired.baseline, paired.treated)]
+        table.add_row(
+            Text(column.label),
+            *(f"{100 * level:.1f}" for level in levels),
+            _interval(change),
+            _p_value(p) if change.known else "",
+            f"{change.num_items:,}",
+            end_section=column.key == "clean",
+            style="bold" if change.known and p < 0.05 else "",
+        )
+    return table
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _interval(change: Effect) -> str:
+    if not change.known:
+        return change.reason
+    return f"{100 * change.delta:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+
+
+def _verdict(pairs: dict[str, Paired], after: Condition, margin: float) -> str:
+    aim = AIMS.get(after.aim)
+    if aim is None or not {"adv", "ood_mean"} <= pairs.keys():
+        return "No verdict on transfer: B needs defenses of one aim, and both adversarial and OOD accuracy."
+    adv, ood = pairs["adv"], pairs["ood_mean"]
+    found = transfer_verdict(
+        (adv.treated, adv.baseline),
+        (ood.treated, ood.baseline),
+        aim=aim,
+        margin=margin / 100,
+        adv_strata=adv.strata,
+        ood_strata=ood.strata,
+    )
+    target, other = ("adversarial", "OOD") if aim == "adv" else ("OOD", "adversarial")
+    needed = found.needed
+    more = f" About {needed.num_seeds} seeds and {needed.num_items:,} items are needed." if needed else ""
+    reason = f" ({found.reason})" if found.reason else ""
+    return f"Transfer from {target} to {other} robustness: {found.label}{reason}.{more}"

@@ -1,0 +1,121 @@
+"""`lightning-robust compare` and `lightning-robust power` on synthetic runs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lightning_robust.cli import main
+from tests.results.synthetic import write_run
+
+PLAIN = {
+    "clean/clean": 0.85,
+    "attack/deepwordbug": 0.2,
+    "attack/pwws": 0.15,
+    "ood/yelp": 0.7,
+    "ood/imdb": 0.6,
+}
+ROBUST = {**PLAIN, "attack/deepwordbug": 0.6, "attack/pwws": 0.5}
+FGM = [{"name": "FGM", "aim": "adversarial", "settings": {"epsilon": 0.2}}]
+
+
+def write(folder, name, levels, *, seeds=(0, 1, 2), defenses=(), **settings):
+    for seed in seeds:
+        info = {"seed": seed, "defenses": list(defenses), **settings}
+        write_run(folder / f"{name}-seed{seed}", f"{name}-seed{seed}", [levels], num_items=200, **info)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    write(tmp_path / "erm", "erm", PLAIN)
+    write(tmp_path / "fgm", "fgm", ROBUST, defenses=FGM)
+    return tmp_path
+
+
+def call(capsys, *arguments):
+    code = main([str(one) for one in arguments])
+    captured = capsys.readouterr()
+    return code, " ".join((captured.out + captured.err).split())
+
+
+def test_compare_seeds_of_two_methods(runs, capsys):
+    code, text = call(capsys, "compare", runs / "erm", runs / "fgm")
+    assert code == 0
+    assert "3 pairs of training runs: intervals are about the method" in text
+    assert re.search(
+        r"deepwordbug │ \d+\.\d │ \d+\.\d │ \+\d+\.\d \[\+\d+\.\d, \+\d+\.\d\] │ (< )?0\.0\d\d │ 200", text
+    )
+    assert "Transfer from adversarial to OOD robustness: inconclusive" in text
+    assert "seeds and" in text
+
+
+def test_compare_two_runs_says_what_one_run_can_show(runs, capsys):
+    _, text = call(capsys, "compare", runs / "erm" / "erm-seed0", runs / "fgm" / "fgm-seed0")
+    assert "about these two runs, not about the method" in text
+    assert "one seed shows one training run" in text
+
+
+def test_compare_two_seeds_of_one_recipe(runs, capsys):
+    code, text = call(capsys, "compare", runs / "erm" / "erm-seed0", runs / "erm" / "erm-seed1")
+    assert code == 0
+    assert "B needs defenses of one aim" in text
+    assert "│ 400" in text  # OOD mean: two environments of 200
+
+
+def test_compare_names_a_rule_that_peeks(runs, capsys):
+    _, text = call(capsys, "compare", runs / "erm", runs / "fgm", "--select", "oracle")
+    assert "this peeks" in text
+
+
+def test_compare_says_when_a_gain_is_that_of_a_constant_answer(runs, tmp_path, capsys):
+    constant = dict.fromkeys(PLAIN, 0.5)
+    write(
+        tmp_path / "collapsed", "coral", constant, defenses=[{"name": "CORAL", "aim": "ood", "settings": {}}]
+    )
+    _, text = call(capsys, "compare", runs / "erm", tmp_path / "collapsed")
+    assert "no better on clean items than always answering one label" in text
+
+
+def test_compare_refuses_a_study_and_runs_without_common_items(runs, tmp_path, capsys):
+    code, text = call(capsys, "compare", runs, runs / "fgm")
+    assert code == 1
+    assert "it holds: erm, fgm" in text
+    write(tmp_path / "other", "other", {"ood/amazon": 0.5}, seeds=[0])
+    code, text = call(capsys, "compare", runs / "erm", tmp_path / "other")
+    assert code == 1
+    assert "no item in common" in text
+    code, text = call(capsys, "compare", runs / "erm", tmp_path / "missing")
+    assert code == 1
+    assert "does not exist" in text
+
+
+def test_power_assumes_or_measures(runs, capsys):
+    code, text = call(capsys, "power", "--effect", "3")
+    assert code == 0
+    assert text.startswith("Assumed:")
+    assert re.search(
+        r"An effect of 3 points is seen with a probability of 80 % by .* seeds with [\d,]+ items", text
+    )
+    code, text = call(capsys, "power", runs, "--effect", "3")
+    assert code == 0
+    assert "Adversarial: spread as measured, mean of 1 defense." in text
+    assert "OOD (mean): spread as measured" in text
+
+
+def test_power_of_one_seed_is_refused(tmp_path, capsys):
+    write(tmp_path / "erm", "erm", PLAIN, seeds=[0])
+    write(tmp_path / "fgm", "fgm", ROBUST, seeds=[0], defenses=FGM)
+    code, text = call(capsys, "power", tmp_path)
+    assert code == 1
+    assert "two seeds or more" in text
+
+
+@pytest.mark.parametrize(
+    "option", ["--effect=0", "--power=100", "--power=20", "--changed=0", "--seed-spread=-1"]
+)
+def test_power_refuses_numbers_that_make_no_sense(option, capsys):
+    code, text = call(capsys, "power", option)
+    assert code == 1
+    assert f"Expected {option.partition('=')[0]} to be between" in text
