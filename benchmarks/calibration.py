@@ -131,7 +131,7 @@ QUANTITIES: dict[str, tuple[Callable[[Cell, np.random.Generator], dict[str, floa
     "coverage": (coverage, 2000),
     "bootstrap": (bootstrap, 500),
     "rare": (rare, 2000),
-    "family": (family, 1000),
+    "family": (family, 400),
     "verdict": (verdict, 1000),
     "ratio": (ratio, 500),
     "correlation": (correlation, 1000),

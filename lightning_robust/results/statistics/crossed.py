@@ -60,7 +60,9 @@ def crossed_mean(values: Floats, strata: Ints | None = None) -> CrossedMean:
     seeds, hundreds of items.
 
     Each item counts for the variance as if two more had differed by a half, one up and one down, after Agresti
-    and Min (2005, doi:10.1002/sim.1781): without it a hundred equal answers would prove equality.
+    and Min (2005, doi:10.1002/sim.1781): without it a hundred equal answers would prove equality. Shares of right
+    answers are multiples of 1 / items, so that two seeds may agree by chance: the variance of what this rounds off
+    (Sheppard 1898) is added, as a spread of exactly 0 would turn a heavy tail into none.
 
     Args:
         values: ``(seeds, items)``, between -1 and 1.
@@ -72,9 +74,11 @@ def crossed_mean(values: Floats, strata: Ints | None = None) -> CrossedMean:
     by_seed = seed_means(values, strata)
     item_variance = sum(weight**2 * _item_variance(group) for group in groups)
     pseudo = sum((weight / (group.shape[1] + 2)) ** 2 for group in groups) / num_seeds
+    rounding = sum((weight / group.shape[1]) ** 2 for group in groups) / 12
+    seed_variance = float(by_seed.var(ddof=1)) + rounding if num_seeds > 1 else 0.0
     return CrossedMean(
         mean=float(by_seed.mean()),
-        seed_error=float(by_seed.std(ddof=1) / math.sqrt(num_seeds)) if num_seeds > 1 else 0.0,
+        seed_error=math.sqrt(seed_variance / num_seeds),
         item_error=math.sqrt(max(item_variance, 0.0) + pseudo),
         df=num_seeds - 1,
     )

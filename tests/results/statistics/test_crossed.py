@@ -44,7 +44,7 @@ def test_errors_are_those_of_the_two_way_layout():
     residual = ((values - rows[:, None] - columns + mean) ** 2).sum() / (3 * 49)
     found = crossed_mean(values)
     assert found.mean == pytest.approx(mean)
-    assert found.seed_error == pytest.approx(rows.std(ddof=1) / 2)
+    assert found.seed_error**2 == pytest.approx((rows.var(ddof=1) + 1 / 50**2 / 12) / 4)
     items = (columns.var(ddof=1) - residual / 4) / 50
     assert found.item_error**2 == pytest.approx(max(items, 0) + 1 / 52**2 / 4)
     parts = components(values)
@@ -73,7 +73,8 @@ def test_strata_count_equally_whatever_their_size():
     assert both.mean == pytest.approx((one.mean + other.mean) / 2)
     assert both.item_error == pytest.approx(math.hypot(one.item_error, other.item_error) / 2)
     seeds = (small.mean(1) + large.mean(1)) / 2
-    assert both.seed_error == pytest.approx(seeds.std(ddof=1) / math.sqrt(3))
+    rounding = (1 / 40**2 + 1 / 400**2) / 4 / 12
+    assert both.seed_error**2 == pytest.approx((seeds.var(ddof=1) + rounding) / 3)
     parts = components(np.concatenate([small, large], axis=1), strata)
     assert parts.item / 440 == pytest.approx(both.item_error**2 - (1 / 42**2 + 1 / 402**2) / 12, abs=1e-9)
 
@@ -81,3 +82,11 @@ def test_strata_count_equally_whatever_their_size():
 def test_equal_answers_do_not_prove_equality():
     assert crossed_mean(np.zeros((1, 100))).half_width(0.95) == pytest.approx(1.96 / 102, rel=1e-3)
     assert crossed_mean(np.zeros((3, 100))).half_width(0.95) > 0
+
+
+def test_two_seeds_that_agree_by_chance_prove_nothing():
+    rng = np.random.default_rng(5)
+    values = rng.choice([0.0, 1.0], size=(1, 100), p=[0.8, 0.2])
+    found = crossed_mean(np.concatenate([values, rng.permuted(values, axis=1)]))
+    assert found.mean > 0.1
+    assert found.p_value() > 0.002
