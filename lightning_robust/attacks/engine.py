@@ -207,7 +207,6 @@ class _Rounds:
     def run(self, waiting: Iterator[Item], max_live: int) -> Iterator[AttackResult]:
         ready: deque[tuple[_Live, Any]] = deque()
         asked: list[_Live] = []
-        self.oracle.deadline = self.deadline
         try:
             while True:
                 characters = 0
@@ -229,7 +228,6 @@ class _Rounds:
                 ready.extend(self._answered(asked))
                 asked = []
         finally:
-            self.oracle.deadline = None
             self._tell()
             for one in [*asked, *(one for one, _ in ready)]:
                 one.search.close()
@@ -264,7 +262,7 @@ class _Rounds:
 
     def _answers(self, live: list[_Live]) -> list[Any]:
         began = perf_counter()
-        answers = self.oracle.answer([one.request for one in live])
+        answers = self.oracle.answer([one.request for one in live], self.deadline)
         sizes = [_size(one.request) for one in live]
         share = (perf_counter() - began) / max(1, sum(sizes))
         for one, size in zip(live, sizes, strict=True):

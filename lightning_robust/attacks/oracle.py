@@ -19,6 +19,9 @@ from lightning_robust.errors import AttackError, RobustError
 from lightning_robust.modules.encoding import pack
 from lightning_robust.modules.gradients import EmbeddingAnswer, EmbeddingQuery
 
+_Call = Callable[[list[Any]], Sequence[Any]]
+"""Takes different queries and returns an answer for each."""
+
 _UNKNOWN = object()
 _UNASKED = object()  # the time was over before the victim was asked
 _TEXTS_IN_TIME = 256  # in one call, where time is limited
@@ -72,11 +75,10 @@ class Oracle:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_size = max_batch_size
         self.autocast = autocast
-        self.deadline: float | None = None
         self.num_classes: int | None = None
         self._state: str | None = None
-        self._texts = _Known(self._probabilities, _KEPT_ANSWERS)
-        self._services: dict[int, tuple[Service, _Known]] = {}
+        self._texts = _Known(_KEPT_ANSWERS)
+        self._services: dict[int, _Served] = {}
 
     def refresh(self) -> None:
         """Forget the victim's answers where its weights may have changed since they were given."""
@@ -86,11 +88,15 @@ class Oracle:
             self._texts.forget()
         self._state = state
 
-    def answer(self, requests: Sequence[Any]) -> list[Any]:
+    def answer(self, requests: Sequence[Any], deadline: float | None = None) -> list[Any]:
         """Return for each request its answers, or a `Failure`.
 
-        Texts are answered by probabilities ``(n, classes)``, embedding queries and `Ask` by lists. Once the
-        `deadline` is past, the victim is not asked any more, and requests get fewer answers than queries.
+        Texts are answered by probabilities ``(n, classes)``, embedding queries and `Ask` by lists.
+
+        Args:
+            requests: Lists of texts, lists of embedding queries, and `Ask`.
+            deadline: Of ``time.perf_counter``. Once it is past, the victim is not asked any more, and requests
+                get fewer answers than queries; services are asked nevertheless. None means no limit.
         """
         texts: list[Text] = []
         gradients: list[EmbeddingQuery] = []
@@ -103,9 +109,10 @@ class Oracle:
             else:
                 texts += request
         with _autocast(self.autocast):
-            probabilities = self._texts.answers(texts)
-            embedded = {id(q): a for q, a in zip(gradients, self._embedded(gradients), strict=True)}
-        served = {key: self._services[key][1].answers(queries) for key, queries in asks.items()}
+            probabilities = self._texts.answers(texts, lambda new: self._probabilities(new, deadline))
+            found = self._embedded(gradients, deadline)
+        embedded = {id(query): answer for query, answer in zip(gradients, found, strict=True)}
+        served = {key: self._services[key].answers(queries) for key, queries in asks.items()}
         answers: list[Any] = []
         for request in requests:
             if isinstance(request, Ask):
@@ -138,10 +145,10 @@ class Oracle:
         if key not in self._services and service is READABLE:
             # A foreign victim does not say how far it reads.
             victim_says = getattr(self.victim, "readable_characters", service)
-            self._services[key] = (service, _Known(_calling(victim_says), _KEPT_OF_A_SERVICE))
+            self._services[key] = _Served(victim_says)
         if key not in self._services:
-            # The service is kept, so that its id stays its own.
-            self._services[key] = (service, _Known(_calling(service), _KEPT_OF_A_SERVICE))
+            # The service is kept there, so that its id stays its own.
+            self._services[key] = _Served(service)
         return key
 
     def _rows(self, rows: list[Any]) -> Tensor | Failure:
@@ -153,33 +160,28 @@ class Oracle:
                 break
         return torch.tensor(rows, dtype=torch.float32) if rows else torch.empty(0, self.num_classes or 0)
 
-    def _probabilities(self, texts: list[Text]) -> list[Any]:
+    def _probabilities(self, texts: list[Text], deadline: float | None) -> list[Any]:
         """Return a list of probabilities, or a `Failure`, for each text."""
         packed = getattr(self.victim, "predict_packed", None)
         if callable(packed):
-            size = _TEXTS_PER_CALL if self.deadline is None else _TEXTS_IN_TIME
+            size = _TEXTS_PER_CALL if deadline is None else _TEXTS_IN_TIME
             chunks = [texts[i : i + size] for i in range(0, len(texts), size)]
 
             def call(chunk: list[Text]) -> list[Any]:
                 return self._checked(packed(chunk, self.max_batch_tokens, self.max_batch_size), chunk)
 
-            return [row for chunk in chunks for row in self._in_time(call, chunk)]
+            return [row for chunk in chunks for row in _in_time(call, chunk, deadline)]
         rows: list[Any] = [None] * len(texts)
         lengths = [_estimated_tokens(text) for text in texts]
         most = self.max_batch_size
-        if self.deadline is not None:
+        if deadline is not None:
             most = min(most or _TEXTS_IN_TIME, _TEXTS_IN_TIME)
         for batch in pack(lengths, self.max_batch_tokens, most):
             asked = [texts[i] for i in batch]
-            answered = self._in_time(lambda t: self._checked(self.victim(t), t), asked)
+            answered = _in_time(lambda t: self._checked(self.victim(t), t), asked, deadline)
             for i, row in zip(batch, answered, strict=True):
                 rows[i] = row
         return rows
-
-    def _in_time(self, call: Callable[[list[Any]], Sequence[Any]], queries: list[Any]) -> list[Any]:
-        if self.deadline is not None and perf_counter() > self.deadline:
-            return [_UNASKED] * len(queries)
-        return _halved_on_error(call, queries, "the victim")
 
     def _checked(self, answer: Any, texts: list[Text]) -> list[Any]:
         try:
@@ -198,12 +200,12 @@ class Oracle:
         rows: list[Any] = probabilities.tolist()
         return rows
 
-    def _embedded(self, queries: list[EmbeddingQuery]) -> list[Any]:
+    def _embedded(self, queries: list[EmbeddingQuery], deadline: float | None) -> list[Any]:
         answers: list[Any] = [None] * len(queries)
         lengths = [_estimated_tokens(query.text) for query in queries]
         for batch in pack(lengths, self.max_batch_tokens, self.max_batch_size):
             asked = [queries[i] for i in batch]
-            for i, found in zip(batch, self._in_time(self._gradients, asked), strict=True):
+            for i, found in zip(batch, _in_time(self._gradients, asked, deadline), strict=True):
                 answers[i] = found
         return answers
 
@@ -247,12 +249,10 @@ class _Known:
     """Answers of one victim or service; the oldest go when they grow too many.
 
     Args:
-        call: Takes different queries and returns an answer or `Failure` for each.
         limit: Answers that are kept.
     """
 
-    def __init__(self, call: Callable[[list[Any]], Sequence[Any]], limit: int) -> None:
-        self._call = call
+    def __init__(self, limit: int) -> None:
         self._limit = limit
         self._kept: dict[Hashable, Any] = {}
         self._characters = 0
@@ -262,13 +262,13 @@ class _Known:
         self._kept.clear()
         self._characters = 0
 
-    def answers(self, queries: Iterable[Any]) -> dict[Any, Any]:
-        """Return an answer for each query, asking for those that are not known."""
+    def answers(self, queries: Iterable[Any], ask: _Call) -> dict[Any, Any]:
+        """Return an answer for each query; those that are not known, each once, go to ``ask``."""
         kept = self._kept
         answers = {query: kept.get(query, _UNKNOWN) for query in queries}
         new = [query for query, answer in answers.items() if answer is _UNKNOWN]
         if new:
-            for query, answer in zip(new, self._call(new), strict=True):
+            for query, answer in zip(new, ask(new), strict=True):
                 answers[query] = answer
                 if not isinstance(answer, Failure) and answer is not _UNASKED:
                     kept[query] = answer
@@ -283,6 +283,28 @@ class _Known:
             self._characters -= _characters(oldest)
 
 
+class _Served:
+    """A service and what it answered."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._known = _Known(_KEPT_OF_A_SERVICE)
+
+    def answers(self, queries: Iterable[Any]) -> dict[Any, Any]:
+        """Return an answer or a `Failure` for each query."""
+        return self._known.answers(queries, self._ask)
+
+    def _ask(self, queries: list[Any]) -> list[Any]:
+        return _halved_on_error(self._call, queries, type(self.service).__name__)
+
+    def _call(self, queries: list[Any]) -> Sequence[Any]:
+        answers = list(self.service(queries))
+        if len(answers) != len(queries):
+            name = type(self.service).__name__
+            raise AttackError(f"Expected {len(queries)} answers from {name}, but got {len(answers)}.")
+        return answers
+
+
 @contextmanager
 def _autocast(dtype: str | None) -> Iterator[None]:
     """Compute in another data type on every kind of device there is: victims do not say where they are."""
@@ -293,19 +315,13 @@ def _autocast(dtype: str | None) -> Iterator[None]:
         yield
 
 
-def _calling(service: Service) -> Callable[[list[Any]], Sequence[Any]]:
-    name = type(service).__name__
-
-    def call(queries: list[Any]) -> Sequence[Any]:
-        answers = list(service(queries))
-        if len(answers) != len(queries):
-            raise AttackError(f"Expected {len(queries)} answers from {name}, but got {len(answers)}.")
-        return answers
-
-    return lambda queries: _halved_on_error(call, queries, name)
+def _in_time(call: _Call, queries: list[Any], deadline: float | None) -> list[Any]:
+    if deadline is not None and perf_counter() > deadline:
+        return [_UNASKED] * len(queries)
+    return _halved_on_error(call, queries, "the victim")
 
 
-def _halved_on_error(call: Callable[[list[Any]], Sequence[Any]], queries: list[Any], name: str) -> list[Any]:
+def _halved_on_error(call: _Call, queries: list[Any], name: str) -> list[Any]:
     """Return the answers to all queries that can be answered, and failures for the others."""
     try:
         return list(call(queries))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
 from lightning_robust.callbacks.evaluation import Shard
 from lightning_robust.modules.unseen import leaving_no_trace, live_bar
 from lightning_robust.results import Record
 
-__all__ = ["gather", "leaving_no_trace", "live_bar"]
+__all__ = ["gather", "is_dry", "leaving_no_trace", "live_bar"]
 
 
 def gather(records: list[Record], shard: Shard) -> list[Record]:
@@ -20,3 +21,8 @@ def gather(records: list[Record], shard: Shard) -> list[Record]:
     gathered: list[Any] = [None] * shard.world_size
     torch.distributed.all_gather_object(gathered, records)
     return [record for part in gathered for record in part]
+
+
+def is_dry(trainer: Trainer) -> bool:
+    """Whether the trainer only tries everything out, and nothing is to be kept."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from math import nan
 from pathlib import Path
-from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -18,33 +15,20 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_robust.attacks import Attack
 from lightning_robust.attacks.blind import rehearse
 from lightning_robust.attacks.engine import AUTOCAST
-from lightning_robust.callbacks.context import gather, leaving_no_trace, live_bar
-from lightning_robust.callbacks.evaluation import (
-    Evaluation,
-    Shard,
-    When,
-    check_budget,
-    free_folder,
-    make_attacks,
-)
+from lightning_robust.callbacks.console_table import show_evaluation
+from lightning_robust.callbacks.context import gather, is_dry, leaving_no_trace
+from lightning_robust.callbacks.environments import find_environments
+from lightning_robust.callbacks.evaluation import Evaluation, Shard, When, check_budget, make_attacks
+from lightning_robust.callbacks.path_figure import PathFigure
 from lightning_robust.callbacks.predictor import Predictor, make_predictors
-from lightning_robust.data.environments import as_environments
+from lightning_robust.callbacks.run_folders import RunFolders, clock
 from lightning_robust.data.items import Environment, Role
 from lightning_robust.data.sampling import seeded_sample
 from lightning_robust.errors import ConfigError
 from lightning_robust.modules.state_key import fingerprint
 from lightning_robust.modules.victim import find_victim
-from lightning_robust.results import (
-    Record,
-    metrics,
-    read_run_json,
-    run_info,
-    transfer_deltas,
-    write_records,
-    write_run_json,
-)
+from lightning_robust.results import Record, metrics, transfer_deltas
 
-KINDS = ("clean", "adv", "ood")
 KEY_PREFIXES = ("clean/", "adv/", "ood/", "joint/", "transfer/")
 
 
@@ -58,6 +42,17 @@ class RobustnessMonitor(Callback):
 
     Where validation runs but the monitor does not (``every_n_epochs``), its metrics are NaN, so that no
     checkpoint is credited with older weights' score.
+
+    Changes since the run's first evaluation, paired by item:
+
+    | key | meaning |
+    |---|---|
+    | ``transfer/adv_delta``, ``transfer/ood_delta`` | of adversarial, and of mean OOD accuracy; 0.01 is one point |
+    | ``transfer/adv_low``, ``_high``, ``transfer/ood_low``, ``_high`` | 95 % interval, of this training run |
+    | ``transfer/ratio`` | OOD per adversarial change; NaN unless the latter's interval leaves out 0 |
+
+    They also stand in a table on the terminal. TensorBoard, W&B, MLflow and CSV loggers get ``robustness/path``, a
+    figure of OOD against adversarial accuracy so far.
 
     With ``inference_defenses``, the plain predictor and each defended one are evaluated side by side on the
     same items: the metrics of the latter begin with its name (``vote/clean/accuracy``), and its records are a
@@ -87,7 +82,7 @@ class RobustnessMonitor(Callback):
             ``robustness`` in the trainer's root. Where it holds another run's, ``<records_dir>-2`` is used.
         seed: Of the sample and the attacks.
         max_batch_tokens: Padded tokens in one call of the victim.
-        progress: Whether to show progress bars; None shows them on a terminal.
+        progress: Whether to show progress bars and tables; None shows them on a terminal.
         autocast: ``bfloat16`` or ``float16`` makes the victim compute in that type, which is several times
             faster where the hardware has it; None leaves it as it trains.
         inference_defenses: Defended predictors by a name of your choice: the name of a class in
@@ -137,28 +132,24 @@ class RobustnessMonitor(Callback):
         self.time_budget = time_budget
         self.autocast = autocast
         self.warm_start = warm_start
-        self.records_dir = records_dir
         self.seed = seed
         self.max_batch_tokens = max_batch_tokens
         self.progress = progress
         self._predictors = make_predictors(inference_defenses)
-        self._began = (0.0, 0.0)
+        self._runs = RunFolders(self._predictors, records_dir)
+        self._figure = PathFigure()
         self._last_step: int | None = None
         self.recipe: dict[str, Any] | None = None
 
     @property
     def folder(self) -> Path | None:
         """Where the run's ``records/`` and ``run.json`` are; None before the first evaluation."""
-        return self._plain.folder
+        return self._predictors[0].folder
 
     @property
     def folders(self) -> list[Path]:
         """`folder` and those of the defended predictors."""
         return [one.folder for one in self._predictors if one.folder is not None]
-
-    @property
-    def _plain(self) -> Predictor:
-        return self._predictors[0]
 
     # Lightning's hooks --------------------------------------------------------------------------
 
@@ -194,14 +185,10 @@ class RobustnessMonitor(Callback):
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = (perf_counter(), process_time())
-        for predictor in self._predictors:
-            self._open_run(trainer, pl_module, predictor)
+        self._runs.open(trainer, pl_module, self._settings())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for predictor in self._predictors:
-            if predictor.folder is not None and trainer.is_global_zero:
-                write_run_json(predictor.folder, predictor.info | {"finished": _elapsed(self._began)})
+        self._runs.close(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -233,7 +220,7 @@ class RobustnessMonitor(Callback):
     # What is evaluated --------------------------------------------------------------------------
 
     def _make_evaluation(self, trainer: Trainer) -> Evaluation:
-        environments = self._environments(trainer)
+        environments = find_environments(trainer, self.sources)
         clean = [item for one in environments if one.role == "clean" for item in one.items]
         if self.attacks and not clean:
             raise ConfigError(
@@ -241,7 +228,7 @@ class RobustnessMonitor(Callback):
                 "Give one: RobustnessMonitor(clean=...)."
             )
         attacked = seeded_sample(clean, [item.id for item in clean], self.num_examples, self.seed)
-        if _is_dry(trainer):
+        if is_dry(trainer):
             few = 4
             attacked = attacked[:few]
             environments = [Environment(e.name, e.role, e.items[:few]) for e in environments]
@@ -258,24 +245,6 @@ class RobustnessMonitor(Callback):
             progress=self.progress if trainer.is_global_zero else False,
             warm_start=self.warm_start,
         )
-
-    def _environments(self, trainer: Trainer) -> list[Environment]:
-        found: list[Environment] = []
-        label_names = trainer.lightning_module.hparams.get("label_names")
-        for role, sources in self.sources.items():
-            named = {"clean": sources} if role == "clean" and sources is not None else sources
-            for name, source in (named or {}).items():
-                found += as_environments(source, name, role, label_names)
-        if found:
-            _check_names(found)
-            return found
-        environments = getattr(getattr(trainer, "datamodule", None), "environments", None)
-        if not callable(environments):
-            raise ConfigError(
-                "RobustnessMonitor has nothing to evaluate. Give it items: RobustnessMonitor(clean=[(text, "
-                'label), ...], ood={"name": ...}), or use a data module with `environments()`.'
-            )
-        return list(environments().values())
 
     def _find_victim(self, pl_module: LightningModule) -> Any:
         return self.victim(pl_module) if self.victim is not None else find_victim(pl_module)
@@ -295,22 +264,24 @@ class RobustnessMonitor(Callback):
             assert predictor.run_id is not None
             when = When(predictor.run_id, epoch, trainer.global_step)
             records = self._evaluate(trainer, pl_module, predictor, when, name)
-            if predictor.reference is None:
-                predictor.reference = records
+            reference = predictor.reference
+            predictor.reference = reference or records
             values = metrics(records) | transfer_deltas(predictor.reference, records)
-            self._log(trainer, pl_module, predictor, values)
+            predictor.path.append((values.get("adv/accuracy", nan), values.get("ood/accuracy", nan)))
+            self._log(pl_module, predictor, values)
+            if trainer.is_global_zero:
+                show_evaluation(trainer, self.progress, predictor.name, records, reference)
+                name_of_path = predictor.prefix + PathFigure.NAME
+                self._figure.log(trainer.loggers, predictor.path, name_of_path, trainer.global_step)
 
     def _outside_fit(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for predictor in self._predictors:
-            base = self._base_folder(trainer, predictor)
-            folder = base if predictor.name or base is None else base / stage
-            predictor.folder = _free_folder(trainer, folder)
-            when = When(trainer.strategy.broadcast(uuid.uuid4().hex[:12]))
             predictor.victim(self._find_victim(pl_module))  # described with what it loads
-            if trainer.is_global_zero:
-                predictor.info = self._describe(trainer, pl_module, predictor, when.run_id)
+            when = When(self._runs.open_stage(trainer, pl_module, predictor, stage, self._settings()))
             records = self._evaluate(trainer, pl_module, predictor, when, stage)
-            self._log(trainer, pl_module, predictor, metrics(records))
+            self._log(pl_module, predictor, metrics(records))
+            if trainer.is_global_zero:
+                show_evaluation(trainer, self.progress, predictor.name, records)
 
     def _evaluate(
         self,
@@ -320,7 +291,7 @@ class RobustnessMonitor(Callback):
         when: When,
         name: str,
     ) -> list[Record]:
-        began = (perf_counter(), process_time())
+        began = clock()
         shard = Shard(trainer.global_rank, trainer.world_size)
         evaluation, folder = predictor.evaluation, predictor.folder
         partial = None if folder is None else folder / "records" / f".{name}.rank{shard.rank}.jsonl"
@@ -337,140 +308,32 @@ class RobustnessMonitor(Callback):
         evaluation.remember(records)
         for doubt in evaluation.judge(records):
             rank_zero_warn(f"{predictor.name}: {doubt.message}" if predictor.name else doubt.message)
-        if folder is not None and trainer.is_global_zero:
-            write_records(folder / "records" / f"{name}.parquet", records)
-            self._note_evaluation(predictor, folder, when, began)
+        if trainer.is_global_zero:
+            self._runs.keep(predictor, name, when, records, began)
         trainer.strategy.barrier("RobustnessMonitor")
         if partial is not None:
             partial.unlink(missing_ok=True)
         return records
 
-    def _log(
-        self, trainer: Trainer, pl_module: LightningModule, predictor: Predictor, values: dict[str, float]
-    ) -> None:
+    def _log(self, pl_module: LightningModule, predictor: Predictor, values: dict[str, float]) -> None:
         # Every rank has the same values; sync_dist tells Lightning that this is meant.
         pl_module.log_dict({predictor.prefix + key: value for key, value in values.items()}, sync_dist=True)
-        parts = [f"{kind} {values[key]:.3f}" for kind in KINDS if (key := f"{kind}/accuracy") in values]
-        who = f" of {predictor.name}" if predictor.name else ""
-        summary = f"Epoch {trainer.current_epoch}, accuracy{who}: {' · '.join(parts)}"
-        bar = live_bar(trainer)
-        if bar is None:
-            rank_zero_info(summary)
-        else:
-            # Written past the bar, it would be drawn over.
-            bar.console.print(summary, highlight=False)
-
-    # The run's folder ---------------------------------------------------------------------------
 
     def _logs(self, key: str | None) -> bool:
         """Whether a metric is the monitor's."""
         starts = tuple(one.prefix + start for one in self._predictors for start in KEY_PREFIXES)
         return key is not None and key.startswith(starts)
 
-    def _base_folder(self, trainer: Trainer, predictor: Predictor) -> Path | None:
-        if _is_dry(trainer):
-            return None
-        if predictor.name:
-            return None if self.folder is None else self.folder / predictor.name
-        if self.records_dir is not None:
-            return Path(self.records_dir)
-        # Without a logger, Lightning's folder is the root itself, which holds other things.
-        return (
-            Path(trainer.log_dir or ".") if trainer.loggers else Path(trainer.default_root_dir) / "robustness"
-        )
-
-    def _open_run(self, trainer: Trainer, pl_module: LightningModule, predictor: Predictor) -> None:
-        """Go on in the folder of the run that is resumed, else take one that holds no other run."""
-        base = self._base_folder(trainer, predictor)
-        resumed = predictor.run_id is not None and trainer.ckpt_path is not None
-        if not resumed:
-            predictor.run_id = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
-            predictor.reference = None
-            predictor.folder = _free_folder(trainer, base)
-        elif self.records_dir is not None or predictor.folder is None or not predictor.folder.is_dir():
-            predictor.folder = base
-        if trainer.is_global_zero:
-            folder = predictor.folder
-            assert predictor.run_id is not None
-            predictor.info = self._describe(trainer, pl_module, predictor, predictor.run_id)
-            if resumed and folder is not None and (folder / "run.json").is_file():
-                earlier = read_run_json(folder).get("evaluations", [])
-                predictor.info["evaluations"] = [
-                    e for e in earlier if e["global_step"] <= trainer.global_step
-                ]
-            if folder is not None:
-                write_run_json(folder, predictor.info)
-
-    def _describe(
-        self, trainer: Trainer, pl_module: LightningModule, predictor: Predictor, run_id: str
-    ) -> dict[str, Any]:
-        from lightning_robust.defenses import Defense
-
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        name = None if self.folder is None else _name(self.folder)
-        return run_info(
-            run_id=run_id,
-            name=f"{name} + {predictor.name}" if name is not None and predictor.name else name,
-            label_names=pl_module.hparams.get("label_names"),
-            recipe=self.recipe,
-            module=type(pl_module).__name__,
-            hyperparameters=dict(pl_module.hparams),
-            defenses=[
-                {"name": type(one).__name__, "aim": one.aim, "settings": one.settings}
-                for one in callbacks
-                if isinstance(one, Defense)
-            ],
-            inference_defense=predictor.describe(),
-            plain_run_id=self._plain.info["run_id"] if predictor.name else None,
-            attacks={attack.name: attack.settings for attack in predictor.evaluation.attacks},
-            query_budget=self.query_budget,
-            total_query_budget=self.total_query_budget,
-            time_budget=self.time_budget,
-            autocast=self.autocast,
-            seed=_training_seed(),
-            evaluation_seed=self.seed,
-            max_epochs=trainer.max_epochs,
-            precision=trainer.precision,
-            evaluations=[],
-        )
-
-    def _note_evaluation(
-        self, predictor: Predictor, folder: Path, when: When, began: tuple[float, float]
-    ) -> None:
-        note: dict[str, Any] = {"epoch": when.epoch, "global_step": when.global_step}
-        note |= _elapsed(began)
-        if predictor.evaluation.doubts:
-            note["doubts"] = [asdict(doubt) for doubt in predictor.evaluation.doubts]
-        predictor.info["evaluations"].append(note)
-        write_run_json(folder, predictor.info)
-
-
-def _check_names(environments: Sequence[Environment]) -> None:
-    names = [(one.role, one.name) for one in environments]
-    twice = sorted({name for role, name in names if names.count((role, name)) > 1})
-    if twice:
-        raise ConfigError(f"Expected environments with different names, but got {', '.join(twice)} twice.")
-
-
-def _elapsed(since: tuple[float, float]) -> dict[str, float]:
-    """Wall-clock and processor seconds; the latter do not suffer from a busy machine."""
-    return {"seconds": perf_counter() - since[0], "cpu_seconds": process_time() - since[1]}
-
-
-def _name(folder: Path) -> str:
-    """Name a run by its folder, which loggers call ``version_<n>`` in that of the experiment."""
-    parts = folder.resolve().parts
-    return "/".join(parts[-2:] if parts[-1].startswith("version_") else parts[-1:])
-
-
-def _training_seed() -> int | None:
-    """Return the seed that `seed_everything` was called with, which Lightning keeps there."""
-    seed = os.environ.get("PL_GLOBAL_SEED", "")
-    return int(seed) if seed.isdigit() else None
-
-
-def _is_dry(trainer: Trainer) -> bool:
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    def _settings(self) -> dict[str, Any]:
+        """Return what ``run.json`` says of the monitor."""
+        return {
+            "recipe": self.recipe,
+            "query_budget": self.query_budget,
+            "total_query_budget": self.total_query_budget,
+            "time_budget": self.time_budget,
+            "autocast": self.autocast,
+            "evaluation_seed": self.seed,
+        }
 
 
 def _how_to_resume(trainer: Trainer) -> str:
@@ -485,8 +348,3 @@ def _how_to_resume(trainer: Trainer) -> str:
 
 def _at_last_step(trainer: Trainer) -> bool:
     return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-
-
-def _free_folder(trainer: Trainer, base: Path | None) -> Path | None:
-    """Return a folder that holds no run, the same on every rank."""
-    return None if base is None else trainer.strategy.broadcast(free_folder(base))

@@ -24,6 +24,13 @@ class Predictor:
     Args:
         name: Of the defended predictor; empty for the plain one.
         defense: Of the defended predictor: see `lightning_robust.defenses.inference.as_wrapper`.
+
+    Attributes:
+        run_id: Of the run that its records belong to.
+        folder: The run's; None where nothing is kept.
+        reference: Records of the run's first evaluation.
+        path: Adversarial and OOD accuracy of the run's evaluations; NaN where there is none.
+        info: The contents of the run's ``run.json``.
     """
 
     def __init__(self, name: str = "", defense: Any = None) -> None:
@@ -31,6 +38,7 @@ class Predictor:
         self.run_id: str | None = None
         self.folder: Path | None = None
         self.reference: list[Record] | None = None
+        self.path: list[tuple[float, float]] = []
         self.info: dict[str, Any] = {}
         self._evaluation: Evaluation | None = None
         self._wrapper: Any = None
@@ -59,6 +67,13 @@ class Predictor:
     def metric_names(self) -> list[str]:
         """Return the names of all metrics that an evaluation gives."""
         return [self.prefix + key for key in self.evaluation.keys()]  # noqa: SIM118 (no mapping)
+
+    def begin(self, run_id: str, folder: Path | None) -> None:
+        """Begin a new run."""
+        self.run_id = run_id
+        self.folder = folder
+        self.reference = None
+        self.path = []
 
     def victim(self, plain: Any) -> Any:
         """Return the victim that is evaluated."""
@@ -93,12 +108,14 @@ class Predictor:
             "run_id": self.run_id,
             "folder": None if self.folder is None else str(self.folder),
             "reference": columns,
+            "path": [list(point) for point in self.path],
             "found": [[*key, text, words] for key, (text, words) in found.items()],
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.run_id = state_dict["run_id"]
         self.folder = None if state_dict["folder"] is None else Path(state_dict["folder"])
+        self.path = [(adv, ood) for adv, ood in state_dict.get("path", ())]
         rows = zip(*(state_dict["reference"][name] for name in _REFERENCE_COLUMNS), strict=True)
         self.reference = [
             Record(

@@ -14,7 +14,8 @@ from lightning_robust.attacks import Attack, AttackEngine, AttackResult
 from lightning_robust.attacks.blind import rehearse
 from lightning_robust.attacks.goal import predicted_class
 from lightning_robust.attacks.sanity import sanity_warnings
-from lightning_robust.callbacks.evaluation import LOGIT_NOISE, check_budget, make_attacks
+from lightning_robust.callbacks.attack_plan import check_budget, make_attacks
+from lightning_robust.callbacks.item_records import LOGIT_NOISE
 from lightning_robust.commands.attack_file import ResultFile
 from lightning_robust.commands.attack_input import (
     Given,

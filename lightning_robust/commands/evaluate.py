@@ -15,7 +15,9 @@ from rich.table import Table
 
 from lightning_robust.assets import find_asset
 from lightning_robust.attacks.blind import rehearse
-from lightning_robust.callbacks.evaluation import Evaluation, When, free_folder, make_attacks
+from lightning_robust.callbacks.attack_plan import make_attacks
+from lightning_robust.callbacks.evaluation import Evaluation, free_folder
+from lightning_robust.callbacks.item_records import When
 from lightning_robust.commands.attack_input import attack_specs
 from lightning_robust.commands.check import check_recipe, load_yaml, merge
 from lightning_robust.data.environments import as_environments

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_robust.errors import ConfigError
@@ -45,6 +49,66 @@ def expect(
     limits = lowest if at_most == math.inf else f"from {at_least} to {at_most}"
     what = "whole number" if whole else "number"
     raise ConfigError(f"Expected `{name}` to be a {what} {limits}, but got {value!r}.")
+
+
+def expect_seed(value: int) -> int:
+    """Return ``value`` if it is a whole number.
+
+    Raises:
+        ConfigError: Otherwise.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"Expected `seed` to be a whole number, but got {value!r}.")
+    return value
+
+
+def check_common(settings: Mapping[str, Any]) -> None:
+    """Check what many training-time defenses take: a seed, and names of submodules.
+
+    Raises:
+        ConfigError: If one is something else.
+    """
+    expect_seed(settings.get("seed", 0))
+    for name in ("embeddings", "head"):
+        value = settings.get(name)
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"Expected `{name}` to be the name of a submodule, but got {value!r}.")
+    layers = settings.get("layers")
+    if layers is not None and (
+        isinstance(layers, str)
+        or not isinstance(layers, Sequence)
+        or not all(isinstance(n, str) for n in layers)
+    ):
+        raise ConfigError(f"Expected `layers` to be a list of names of submodules, but got {layers!r}.")
+
+
+def check_trainable(module: LightningModule, names: str) -> None:
+    """Check that a module trains by a step that defenses can wrap.
+
+    Args:
+        module: The module.
+        names: Of the defenses, for messages.
+
+    Raises:
+        ConfigError: If it takes its optimizer steps itself, has no step on a batch, or nothing to train.
+    """
+    name = type(module).__name__
+    if not module.automatic_optimization:
+        raise ConfigError(
+            f"Expected {name} to use automatic optimization, but it sets automatic_optimization=False. "
+            f"Defenses ({names}) change the loss, so Lightning must take the optimizer steps."
+        )
+    if not is_overridden("training_step", module):
+        raise ConfigError(f"Expected {name} to define training_step, which {names} wrap.")
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise ConfigError(
+            f"Expected {name}.training_step to take a batch, but it takes `dataloader_iter`. "
+            f"{names} need the batch."
+        )
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ConfigError(
+            f"Expected {name} to have a trainable parameter, but all are frozen: nothing to defend."
+        )
 
 
 def check_inner_gradients(defense: Defense, module: nn.Module) -> None:

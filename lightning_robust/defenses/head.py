@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_robust.defenses.base import DefenseChain
+from lightning_robust.defenses.chain import DefenseChain
 from lightning_robust.defenses.perturbation import Rows
 from lightning_robust.errors import ConfigError, did_you_mean
 from lightning_robust.modules.finding import huggingface_models, unwrapped

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_robust.attacks.neighbors import Neighbors
-from lightning_robust.defenses.base import DefenseChain
+from lightning_robust.defenses.chain import DefenseChain
 from lightning_robust.defenses.perturbation import CallNumbers, Key, _token_ids
 from lightning_robust.defenses.vocabulary import Vocabulary, real_tokens
 from lightning_robust.errors import ConfigError

@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_robust.defenses.base import Batch, Defense, DefenseChain, Step
+from lightning_robust.defenses.base import Batch, Defense, Step
+from lightning_robust.defenses.chain import DefenseChain
 from lightning_robust.defenses.checks import expect
 from lightning_robust.defenses.head import ClassifierHead, Pass, _pooled
 from lightning_robust.defenses.perturbation import _hidden, _with_hidden

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_robust.defenses.base import DefenseChain
+from lightning_robust.defenses.chain import DefenseChain
 from lightning_robust.errors import ConfigError
 from lightning_robust.modules.finding import known_tokenizer
 

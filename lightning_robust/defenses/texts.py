@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_robust.data.collate import resolve_max_length
 from lightning_robust.data.items import Text
-from lightning_robust.defenses.base import Batch, Defense, DefenseChain
+from lightning_robust.defenses.base import Batch, Defense
+from lightning_robust.defenses.chain import DefenseChain
 from lightning_robust.errors import ConfigError
 from lightning_robust.modules.encoding import _own_settings_kept, encode
 from lightning_robust.modules.finding import find_tokenizer

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_robust.defenses.base import Defense, DefenseChain
+from lightning_robust.defenses.base import Defense
+from lightning_robust.defenses.chain import DefenseChain
 from lightning_robust.errors import ConfigError
 
 

@@ -322,6 +322,42 @@ def test_time_ends_within_a_round() -> None:
     assert sum(result.queries for result in results) <= asked
 
 
+def test_a_run_that_is_put_aside_keeps_its_time_limit_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    for module in ("engine", "oracle"):
+        monkeypatch.setattr(f"lightning_robust.attacks.{module}.perf_counter", lambda: now)
+    victim = NgramVictim(scale=0.01)
+    long = sentences(5, shortest=10, longest=12)
+    items = items_for(victim, ["film", *reversed(long)], wrong_every=0)
+    expected = AttackEngine(victim).run("pruthi", items)
+    engine = AttackEngine(victim, max_live=2)
+    limited = engine.stream("deepwordbug", items, time_budget=1)
+    assert not next(limited).exhausted
+    now = 2.0
+    (answer,) = engine.oracle.answer([["never asked before"]])
+    assert answer.shape == (1, 2)
+    for one, other in zip(engine.run("pruthi", items), expected, strict=True):
+        same(one, other)
+    (rest,) = limited
+    assert rest.exhausted, "its own limit holds after another run"
+
+
+@pytest.mark.parametrize("kind", ["packing", "plain", "gradients"])
+def test_an_oracle_asks_nothing_after_the_deadline_of_this_call(kind: str) -> None:
+    from lightning_robust.attacks.oracle import Oracle
+    from lightning_robust.modules.gradients import EmbeddingQuery
+    from tests.attacks.tiny import tiny_victim
+
+    oracle = Oracle(NgramVictim() if kind == "plain" else tiny_victim(), 1024, None)
+    request: list[Any] = [EmbeddingQuery("a film", 0)] if kind == "gradients" else ["a film", "a scene"]
+    (late,) = oracle.answer([request], time.perf_counter() - 1)
+    assert len(late) == 0
+    (answer,) = oracle.answer([request])
+    assert len(answer) == len(request)
+    (known,) = oracle.answer([request], time.perf_counter() - 1)
+    assert len(known) == (0 if kind == "gradients" else len(request))
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

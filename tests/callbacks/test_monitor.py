@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_robust.callbacks import RobustnessMonitor
 from lightning_robust.defenses import FreeLB, VREx
 from lightning_robust.errors import AttackError, ConfigError
-from lightning_robust.results import find_runs, read_records, read_run_json
+from lightning_robust.results import find_runs, read_records, read_run_json, transfer_deltas
 from tests.foreign import PlainEncoder, loader
 
 WORDS = ["good", "bad", "film", "plot", "fine", "awful", "the", "a", "great", "dull"]
@@ -86,8 +88,7 @@ def test_metrics_are_logged_and_recorded(tmp_path):
         "ood/worst_accuracy",
         "joint/harmonic",
         "joint/min",
-        "transfer/adv_delta",
-        "transfer/ood_delta",
+        *(f"transfer/{m}_{end}" for m in ("adv", "ood") for end in ("delta", "low", "high")),
         "transfer/ratio",
     }
     table = read_records(tmp_path)
@@ -189,6 +190,34 @@ def test_no_old_score_is_credited_to_new_weights(tmp_path):
     measured = {1: seen[1], 3: seen[3], 4: seen[4]}
     best = max(measured, key=lambda epoch: (measured[epoch], -epoch))
     assert checkpoint.best_model_path.endswith(f"epoch={best}.ckpt")
+
+
+def test_changes_have_intervals_which_are_nan_between_evaluations(tmp_path):
+    seen = []
+    keys = [f"transfer/{m}_{end}" for m in ("adv", "ood") for end in ("delta", "low", "high")]
+    keys.append("transfer/ratio")
+    prefixed = [f"same/{key}" for key in keys]
+
+    class Look(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                seen.append({key: float(trainer.callback_metrics.get(key, -9)) for key in keys + prefixed})
+
+    settings = {"num_examples": 40, "clean": texts(40), "ood": {"a": texts(40, 50), "b": texts(50, 90)}}
+    settings["inference_defenses"] = {"same": lambda victim: victim}
+    watch = monitor(tmp_path, every_n_epochs=2, **settings)
+    trainer(tmp_path, [Look(), watch], max_epochs=5).fit(PlainEncoder(), loader(), loader())
+    assert all(value != value for epoch in (0, 2) for value in seen[epoch].values())
+    table = read_records(tmp_path)
+    first, last = (table.filter(pc.equal(table["epoch"], epoch)) for epoch in (1, 4))
+    expected = transfer_deltas(first, last)
+    assert list(expected) == keys
+    for key, name in zip(keys, prefixed, strict=True):
+        assert seen[4][key] == pytest.approx(expected[key], nan_ok=True), key
+        assert seen[4][name] == pytest.approx(expected[key], nan_ok=True), key
+    for measure in ("adv", "ood"):
+        low, delta, high = (seen[4][f"transfer/{measure}_{end}"] for end in ("low", "delta", "high"))
+        assert low < delta < high
 
 
 def test_early_stopping_between_evaluations_is_refused(tmp_path):
@@ -319,6 +348,46 @@ def test_two_processes_give_the_records_of_one(tmp_path):
         )
     one, two = (comparable(read_records(tmp_path / str(devices))) for devices in (1, 2))
     assert one.drop_columns(["global_step"]).equals(two.drop_columns(["global_step"]))
+
+
+def test_two_processes_print_and_draw_once(tmp_path, capfd):
+    logger = CSVLogger(tmp_path, version=0)
+    run = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=2, logger=logger,
+        callbacks=[monitor(tmp_path / "run", progress=True)], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    run.fit(PlainEncoder(), loader(batch_size=8), loader())
+    assert capfd.readouterr().err.count("ood (mean)") == 2
+    assert [path.name for path in Path(logger.log_dir).glob("*.png")] == ["robustness_path.png"]
+    assert set(read_records(tmp_path / "run")["epoch"].to_pylist()) == {0, 1}
+
+
+def test_a_resumed_run_counts_changes_from_its_first_evaluation(tmp_path, capfd):
+    def train(folder, epochs, ckpt_path=None):
+        keep = ModelCheckpoint(folder / "c", save_top_k=-1, filename="{epoch}")
+        watch = monitor(
+            folder,
+            progress=True,
+            num_examples=40,
+            clean=texts(40),
+            ood={"a": texts(40, 50), "b": texts(50, 90)},
+        )
+        run = trainer(tmp_path, [watch, keep], max_epochs=epochs)
+        run.fit(PlainEncoder(), loader(), loader(), ckpt_path=ckpt_path)
+        printed = capfd.readouterr().err
+        return run, printed[printed.index(f"Epoch {epochs - 1}, accuracy") :].split("INFO")[0]
+
+    whole, table = train(tmp_path / "whole", 3)
+    train(tmp_path / "parts", 2)
+    again, same = train(tmp_path / "parts", 3, tmp_path / "parts" / "c" / "epoch=1.ckpt")
+    assert "changes since the first evaluation" in table
+    assert table == same
+    for key, value in whole.callback_metrics.items():
+        if key.startswith("transfer/"):
+            torch.testing.assert_close(again.callback_metrics[key], value, rtol=0, atol=0, equal_nan=True)
+    checkpoint = torch.load(tmp_path / "parts" / "c" / "epoch=1.ckpt", weights_only=True)
+    assert len(checkpoint["callbacks"]["RobustnessMonitor"]["path"]) == 2
 
 
 def test_nothing_to_evaluate_is_one_clear_error(tmp_path):

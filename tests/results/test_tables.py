@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import (
 )
 
 from lightning_robust.results import Record, evaluations, metrics, to_table, transfer_deltas
+from lightning_robust.results.statistics import effect
 from lightning_robust.results.tables import classification_scores, groups
 from tests.results.synthetic import evaluation, record
 
@@ -143,7 +144,35 @@ def test_transfer_is_paired_over_common_items_and_parts() -> None:
     found = transfer_deltas(before, after)
     assert found["transfer/adv_delta"] == pytest.approx(1 / 4)
     assert found["transfer/ood_delta"] == pytest.approx(1 / 3)
-    assert found["transfer/ratio"] == pytest.approx(4 / 3)
+    assert math.isnan(found["transfer/ratio"])  # four items are too few for an interval
+
+
+def test_transfer_has_the_intervals_of_one_training_run() -> None:
+    before = attack("deepwordbug", "s" * 40 + "f" * 20) + static("ood", "a", "10" * 30)
+    after = attack("deepwordbug", "f" * 55 + "s" * 5) + static("ood", "a", "110" * 20)
+    before += static("ood", "b", "0" * 200)
+    after += static("ood", "b", "1" * 20 + "0" * 180)
+    found = transfer_deltas(before, after)
+    adv = effect([1] * 55 + [0] * 5, [0] * 40 + [1] * 20)
+    ood = effect(
+        [1, 1, 0] * 20 + [1] * 20 + [0] * 180, [1, 0] * 30 + [0] * 200, strata=["a"] * 60 + ["b"] * 200
+    )
+    assert (adv.num_seeds, adv.sign) == (1, 1)
+    assert ood.delta == pytest.approx((1 / 6 + 1 / 10) / 2)  # environments count equally
+    for name, one in (("adv", adv), ("ood", ood)):
+        for end, value in (("delta", one.delta), ("low", one.low), ("high", one.high)):
+            assert found[f"transfer/{name}_{end}"] == pytest.approx(value), (name, end)
+    assert found["transfer/ratio"] == pytest.approx(ood.delta / adv.delta)
+    assert transfer_deltas(after, before)["transfer/ratio"] == pytest.approx(ood.delta / adv.delta)
+
+
+def test_transfer_ratio_is_not_estimable_where_the_adversarial_change_may_be_nothing() -> None:
+    before = attack("deepwordbug", "sf" * 50) + static("ood", "a", "10" * 50)
+    after = attack("deepwordbug", "ff" + "sf" * 49) + static("ood", "a", "11" * 50)
+    found = transfer_deltas(before, after)
+    assert found["transfer/adv_low"] < 0 < found["transfer/adv_delta"] < found["transfer/adv_high"]
+    assert found["transfer/ood_low"] > 0
+    assert math.isnan(found["transfer/ratio"])
 
 
 def test_transfer_ratio_is_nan_without_an_adversarial_change() -> None:

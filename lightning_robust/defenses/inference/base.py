@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from lightning_robust.attacks.goal import noise
 from lightning_robust.attacks.oracle import VictimLike
 from lightning_robust.data.items import Text
 from lightning_robust.data.sampling import stable_hash
+from lightning_robust.defenses.settings import settings_of
 from lightning_robust.errors import AttackError, ConfigError
 from lightning_robust.modules.encoding import pack
 from lightning_robust.modules.finding import find_tokenizer
@@ -66,12 +66,7 @@ class InferenceDefense(ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
-        try:
-            bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
-        except TypeError:  # __init__ says it better; and copies are made without arguments
-            bound = inspect.signature(cls.__init__).bind_partial(self)
-        bound.apply_defaults()
-        self.settings = {name: value for name, value in list(bound.arguments.items())[1:] if name != "victim"}
+        self.settings = settings_of(cls.__init__, args, kwargs, without=("victim",))
         return self
 
     def __init__(self, victim: VictimLike) -> None:
@@ -80,6 +75,19 @@ class InferenceDefense(ABC):
                 f"Expected `victim` to be callable with texts, but got {type(victim).__name__} {victim!r:.80}."
             )
         self.victim = victim
+
+    @classmethod
+    def check_settings(cls, **settings: Any) -> None:
+        """Raise what is wrong with the arguments but the victim, without a victim and without loading anything.
+
+        A subclass that loads something when it is made, or that asks the victim for something, puts a stand-in
+        there.
+
+        Raises:
+            ConfigError: If a value is wrong.
+            TypeError: If there is no such setting.
+        """
+        cls(stand_in, **settings)
 
     @abstractmethod
     def copies(self, text: Text) -> list[Text]:
@@ -143,6 +151,13 @@ class InferenceDefense(ABC):
             answers = ask(self.victim, list(place), max_batch_tokens, max_batch_size)
             for text, copies in group:
                 yield text, answers[[place[one] for one in copies]]
+
+
+def stand_in(texts: Sequence[Text]) -> Tensor:
+    """Stand for a victim where nothing is asked."""
+    raise AttackError(
+        f"Expected a victim to answer {len(texts)} texts, but there is only what stands for one."
+    )
 
 
 def ask(

@@ -27,7 +27,25 @@ def get_inference_defense(name: str, **settings: Any) -> Wrapper:
         **settings: Its arguments but the victim.
 
     Raises:
-        ConfigError: If there is no such defense or setting.
+        ConfigError: If there is no such defense or setting, or a value is wrong.
+    """
+    cls = inference_defense_class(name)
+    known = [one for one in inspect.signature(cls.__init__).parameters if one not in ("self", "victim")]
+    for setting in settings:
+        if setting not in known:
+            raise ConfigError(
+                f"Expected settings of {name} to be among {', '.join(known)}, but got {setting!r}."
+                f"{did_you_mean(setting, known)}"
+            )
+    cls.check_settings(**settings)
+    return partial(cls, **settings)
+
+
+def inference_defense_class(name: str) -> type[InferenceDefense]:
+    """Return the class behind a name.
+
+    Raises:
+        ConfigError: If there is no such defense.
     """
     classes = {
         one.__name__: one
@@ -37,18 +55,9 @@ def get_inference_defense(name: str, **settings: Any) -> Wrapper:
     if name not in classes:
         raise ConfigError(
             f"Expected the `name` of an inference defense, one of {', '.join(classes)}, but got {name!r}."
-            f"{did_you_mean(name, classes)}"
+            f"{did_you_mean(str(name), classes)}"
         )
-    known = [
-        one for one in inspect.signature(classes[name].__init__).parameters if one not in ("self", "victim")
-    ]
-    for setting in settings:
-        if setting not in known:
-            raise ConfigError(
-                f"Expected settings of {name} to be among {', '.join(known)}, but got {setting!r}."
-                f"{did_you_mean(setting, known)}"
-            )
-    return partial(classes[name], **settings)
+    return classes[name]
 
 
 def as_wrapper(spec: Any) -> Wrapper:

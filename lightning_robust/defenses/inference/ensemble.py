@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,6 +20,7 @@ from lightning_robust.defenses.inference.base import (
     ask,
     combined,
     expect_option,
+    stand_in,
 )
 from lightning_robust.errors import ConfigError, did_you_mean
 from lightning_robust.modules.loading import reading, seeded
@@ -52,8 +53,9 @@ class Ensemble(InferenceDefense):
         members: Sequence[VictimLike | str] = (),
         combine: Combine = "mean",
     ) -> None:
+        combine = expect_option("combine", combine, Combine)
         first = list(victim) if isinstance(victim, list | tuple) else [victim]
-        given = [*first, *([members] if isinstance(members, str) else members)]
+        given = [*first, *_listed(members)]
         if len(given) < 2:
             raise ConfigError(
                 f"Expected two or more victims in an ensemble, but got {len(given)}. Name others by `members`."
@@ -61,8 +63,14 @@ class Ensemble(InferenceDefense):
         device = next((d for d in map(_device, given) if d is not None), None)
         loaded = [_loaded(one, device) for one in given]
         super().__init__(loaded[0])
-        self._combine = expect_option("combine", combine, Combine)
+        self._combine = combine
         self.others = loaded[1:]
+
+    @classmethod
+    def check_settings(cls, **settings: Any) -> None:
+        """See `InferenceDefense.check_settings`."""
+        members = [stand_in if _is_path(one) else one for one in _listed(settings.get("members", ()))]
+        super().check_settings(**settings | {"members": members})
 
     @classmethod
     def from_adapters(
@@ -219,8 +227,16 @@ def _load(model: Any, folder: str, name: str) -> Any:
         return PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
 
 
+def _listed(members: Any) -> list[Any]:
+    return list(members) if isinstance(members, Iterable) and not isinstance(members, str) else [members]
+
+
+def _is_path(member: Any) -> bool:
+    return isinstance(member, str | Path)
+
+
 def _loaded(member: Any, device: torch.device | None) -> VictimLike:
-    if isinstance(member, str | Path):
+    if _is_path(member):
         from lightning_robust.modules.victim_loading import load_victim
 
         victim, _ = load_victim(str(member))

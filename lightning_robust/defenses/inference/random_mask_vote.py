@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from lightning_robust.attacks.oracle import VictimLike
 from lightning_robust.data.items import Text
-from lightning_robust.defenses.checks import expect
+from lightning_robust.defenses.checks import expect, expect_seed
 from lightning_robust.defenses.inference.base import (
     Certificate,
     Combine,
@@ -77,8 +77,17 @@ class RandomMaskVote(InferenceDefense):
         self._combine = expect_option("combine", combine, Combine)
         self.certificate_copies = expect("certificate_copies", certificate_copies, at_least=0, whole=True)
         self.alpha = expect("alpha", alpha, at_least=1e-12, at_most=0.5)
-        self.seed = seed
+        self.seed = expect_seed(seed)
+        if mask_token is not None and not isinstance(mask_token, str):
+            raise ConfigError(f"Expected `mask_token` to be a text, but got {mask_token!r}.")
         self.mask_token = mask_token if mask_token is not None else _mask_token(self.tokenizer)
+
+    @classmethod
+    def check_settings(cls, **settings: Any) -> None:
+        """See `InferenceDefense.check_settings`."""
+        token = settings.get("mask_token")
+        # Without one it is the tokenizer's.
+        super().check_settings(**settings | {"mask_token": "[MASK]" if token is None else token})
 
     def copies(self, text: Text) -> list[Text]:
         return self._masked(text, self.num_copies, generator(self.seed, "prediction", text))

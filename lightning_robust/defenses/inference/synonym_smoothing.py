@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning_robust.attacks.attacked_text import word_spans
 from lightning_robust.attacks.oracle import VictimLike
 from lightning_robust.data.items import Text
-from lightning_robust.defenses.checks import expect
+from lightning_robust.defenses.checks import expect, expect_seed
 from lightning_robust.defenses.inference.base import (
     Certificate,
     Combine,
@@ -74,10 +74,17 @@ class SynonymSmoothing(InferenceDefense):
         self._combine = expect_option("combine", combine, Combine)
         self.certificate_copies = expect("certificate_copies", certificate_copies, at_least=0, whole=True)
         self.alpha = expect("alpha", alpha, at_least=1e-12, at_most=0.5)
-        self.seed = seed
+        self.seed = expect_seed(seed)
         self._neighbors = load_synonyms(synonyms)
         self._sets: dict[str, tuple[str, ...]] = {}
         self._overlaps: dict[str, float] = {}
+
+    @classmethod
+    def check_settings(cls, **settings: Any) -> None:
+        """See `InferenceDefense.check_settings`."""
+        synonyms = settings.get("synonyms")
+        in_a_file = synonyms is None or isinstance(synonyms, str)
+        super().check_settings(**settings | {"synonyms": {"word": ["synonym"]} if in_a_file else synonyms})
 
     def copies(self, text: Text) -> list[Text]:
         return self._drawn(text, self.num_copies, "prediction")

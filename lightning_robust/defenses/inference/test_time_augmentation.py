@@ -14,7 +14,7 @@ from lightning_robust.attacks.transformations import (
     swap_neighbors,
 )
 from lightning_robust.data.items import Text
-from lightning_robust.defenses.checks import expect
+from lightning_robust.defenses.checks import expect, expect_seed
 from lightning_robust.defenses.inference.base import (
     Combine,
     InferenceDefense,
@@ -67,7 +67,7 @@ class TestTimeAugmentation(InferenceDefense):
         self.num_copies = expect("num_copies", num_copies, at_least=1, whole=True)
         self.rate = expect("rate", rate, at_least=0.0, at_most=1.0)
         self._combine = expect_option("combine", combine, Combine)
-        self.seed = seed
+        self.seed = expect_seed(seed)
         self.augment = self._named(augment) if isinstance(augment, str) else augment
         if not callable(self.augment):
             raise ConfigError(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import random
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from lightning_robust.defenses import inference
 from lightning_robust.defenses.inference import (
+    Certificate,
     Ensemble,
     InferenceDefense,
     RandomMaskVote,
@@ -204,6 +207,72 @@ def test_defenses_by_name() -> None:
     for spec in (3, {"share": 0.4}, vote):
         with pytest.raises(ConfigError, match="inference defense's name"):
             as_wrapper(spec)
+
+
+CLASSES = [RandomMaskVote, SynonymSmoothing, TestTimeAugmentation, Ensemble]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("RandomMaskVote", {}),
+        ("RandomMaskVote", {"mask_token": None, "share": 1}),
+        ("SynonymSmoothing", {"num_copies": 3}),
+        ("SynonymSmoothing", {"synonyms": "nowhere.json"}),
+        ("TestTimeAugmentation", {"augment": "words"}),
+        ("Ensemble", {"members": ["nobody/nothing", "another/one"]}),
+        ("Ensemble", {"members": "nobody/nothing", "combine": "vote"}),
+    ],
+)
+def test_settings_are_checked_without_loading_anything(
+    name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: Any) -> Any:
+        raise AssertionError("something is loaded")
+
+    monkeypatch.setattr("lightning_robust.modules.victim_loading.load_victim", loaded)
+    monkeypatch.setattr("lightning_robust.defenses.synonyms.load_neighbors", loaded)
+    get_inference_defense(name, **settings)
+
+
+WRONG = [
+    ({"combine": "sum"}, "`combine` to be mean or vote"),
+    ({"seed": "1"}, "`seed` to be a whole number, but got '1'"),
+    ({"num_copies": 0}, "`num_copies`"),
+    ({"alpha": 2}, "`alpha`"),
+    ({"share": 3}, "`share`"),
+    ({"mask_token": 3}, "`mask_token` to be a text, but got 3"),
+    ({"synonyms": 3}, "`synonyms` to be"),
+    ({"augment": "noise"}, "`augment` to be"),
+    ({"members": [3]}, "victims or paths, but got int 3"),
+    ({"members": None}, "victims or paths, but got NoneType None"),
+    ({"members": []}, "two or more victims"),
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "message"),
+    [
+        pytest.param(cls, settings, message, id=f"{cls.__name__}-{settings}")
+        for cls in CLASSES
+        for settings, message in WRONG
+        if settings.keys() <= inspect.signature(cls.__init__).parameters.keys()
+    ],
+)
+def test_wrong_settings_are_found_before_there_is_a_victim(
+    cls: type[InferenceDefense], settings: dict[str, Any], message: str
+) -> None:
+    needed = {"members": [NgramVictim()]} if cls is Ensemble else {}
+    with pytest.raises(ConfigError, match=message):
+        get_inference_defense(cls.__name__, **needed | settings)
+
+
+def test_every_defense_that_can_be_named_is_tried_here() -> None:
+    named = {one for one in vars(inference).values() if inspect.isclass(one)} - {
+        InferenceDefense,
+        Certificate,
+    }
+    assert named == set(CLASSES)
 
 
 @pytest.mark.parametrize(
