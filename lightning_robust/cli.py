@@ -71,7 +71,16 @@ def _run(options: argparse.Namespace) -> int:
     elif options.command == "report":
         from lightning_robust.results import write_report
 
-        out.print(f"Report: {write_report(options.runs, options.output)}", soft_wrap=True)
+        settings = {"baseline": options.baseline, "select": options.select, "margin": options.margin / 100}
+        out.print(f"Report: {write_report(options.runs, options.output, **settings)}", soft_wrap=True)
+    elif options.command == "compare":
+        from lightning_robust.commands.compare import compare
+
+        compare(out, options)
+    elif options.command == "power":
+        from lightning_robust.commands.power import power
+
+        power(out, options)
     return 0
 
 
@@ -100,12 +109,70 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("evaluate", help="clean, adversarial and OOD report of a trained model")
     )
     _add_attack(commands.add_parser("attack", help="attack a text or a file and show what is found"))
-    report = commands.add_parser("report", help="make a self-contained HTML page of one or more runs")
-    report.add_argument(
+    _add_report(commands.add_parser("report", help="make a self-contained HTML page of runs or a study"))
+    _add_compare(commands.add_parser("compare", help="two runs side by side, with intervals"))
+    _add_power(commands.add_parser("power", help="how many items and seeds an effect needs to be seen"))
+    return parser
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "runs", nargs="+", metavar="RUN", type=Path, help="folder with records, or a folder of runs"
     )
-    report.add_argument("-o", "--output", default="report.html", type=Path, help="file to write")
-    return parser
+    parser.add_argument("-o", "--output", default="report.html", type=Path, help="file to write")
+    _add_baseline(parser)
+    _add_select(parser)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("baseline", metavar="RUN_A", type=Path, help="folder of a run, or of its seeds")
+    parser.add_argument("treated", metavar="RUN_B", type=Path, help="the same, compared with RUN_A")
+    _add_select(parser)
+
+
+def _add_power(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        type=Path,
+        help="runs whose spread to take; by default it is assumed",
+    )
+    parser.add_argument("--effect", type=float, default=2.0, help="points of accuracy to see (default: 2)")
+    parser.add_argument(
+        "--power", type=float, default=80.0, help="probability of seeing it, %% (default: 80)"
+    )
+    parser.add_argument(
+        "--changed",
+        type=float,
+        default=10.0,
+        help="assumed: answers that a defense changes, %% (default: 10)",
+    )
+    parser.add_argument(
+        "--seed-spread",
+        type=float,
+        default=1.0,
+        help="assumed: standard deviation of training runs in points (default: 1)",
+    )
+    _add_baseline(parser)
+
+
+def _add_baseline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--baseline", default=None, metavar="NAME", help="what to compare with, where it is not clear"
+    )
+
+
+def _add_select(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--select",
+        default="last",
+        choices=("last", "clean", "joint", "oracle"),
+        help="which evaluation of each run counts (default: last)",
+    )
+    parser.add_argument(
+        "--margin", type=float, default=1.0, help="points that count as no change (default: 1)"
+    )
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:

@@ -66,7 +66,9 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         assert {f"lightning_robust/_assets/{kind}/{name}.yaml" for name in assets(kind)} <= packed
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lightning_robust").rglob("*.py")}
     assert sources | {"lightning_robust/py.typed"} <= set(names)
-    assert "lightning_robust/results/templates/report.html.jinja" in names
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lightning_robust").rglob("*.jinja")}
+    assert templates
+    assert templates <= set(names)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 

@@ -97,7 +97,8 @@ class Predictor:
         if not self.name:
             return None
         settings = getattr(self._built, "settings", {})
-        return {"name": self.name, "class": type(self._built).__name__, "settings": settings}
+        aim = getattr(self._built, "aim", "both")  # a function of the user's does not say
+        return {"name": self.name, "class": type(self._built).__name__, "aim": aim, "settings": settings}
 
     def state_dict(self, warm_start: bool) -> dict[str, Any]:
         columns = {

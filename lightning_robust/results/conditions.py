@@ -1,184 +1,159 @@
-"""What a run was: its seed, its backbone, its defenses, and which runs differ in nothing but seeds."""
+"""Runs, and the conditions that they are grouped into: runs that differ in nothing but seeds."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Aim = Literal["adversarial", "ood", "both", "none"]
-
-_SEED = re.compile(r"[-_./ ]*seed[-_= ]?(\d+)(?:-\d+)?(?!\d)", re.IGNORECASE)
-_VERSION = re.compile(r"[-_./ ]*version_\d+$")
-_STAGE = re.compile(r"(?P<stage>validate|test)(?:-\d+)?(?: \+ [\w-]+)?")
-_WITHOUT_MEANING = ("", "lightning_logs", "robustness", "evaluation")  # default folders
-_BASELINE = re.compile(r"(?<![a-z])(erm|undefended|baseline|plain)(?![a-z])", re.IGNORECASE)
-_SEEDS = ("seed", "seed_everything")
-_TRAINER = (
-    "max_epochs", "max_steps", "precision", "gradient_clip_val", "gradient_clip_algorithm",
-    "accumulate_grad_batches", "limit_train_batches", "overfit_batches", "reload_dataloaders_every_n_epochs",
-)  # fmt: skip
-_WATCHING = (
-    "RobustnessMonitor", "ModelCheckpoint", "LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor",
-    "Timer", "ModelSummary", "RichModelSummary", "TQDMProgressBar", "RichProgressBar", "OnExceptionCheckpoint",
-)  # fmt: skip
+from lightning_robust.results import describing
+from lightning_robust.results.describing import Aim
+from lightning_robust.results.parts import Evaluated
+from lightning_robust.results.selection import Chosen
 
 
-def run_name(info: Mapping[str, Any], run_id: str, folder: Path, alone: bool) -> str:
-    """Return what a run is called: as ``run.json`` says, else by its id or folder.
+@dataclass(eq=False)
+class Run:
+    """One training run, or one predictor of it.
 
     Args:
-        info: Its ``run.json``.
+        name: Told apart within the study.
         run_id: As in its records.
         folder: Where it is.
-        alone: Whether the folder holds no other run.
+        files: Its records files.
+        info: Its ``run.json``; empty where there is none.
+        seed: Of its training; None where it is not known.
+        evaluations: In the order of steps.
+        condition: Name of its condition.
+        chosen: What selection rules chose, by rule.
     """
-    if not alone:
-        return run_id
-    name = str(info.get("name") or run_id or folder.name) if info else folder.name
-    if stage_of(info):
-        # Named after their folder: «test» says nothing of what was tested.
-        place = folder.parent if info.get("inference_defense") else folder
-        return f"{place.parent.name}/{name}"
-    return name
+
+    name: str
+    run_id: str
+    folder: Path
+    files: list[Path]
+    info: dict[str, Any]
+    seed: int | None
+    evaluations: list[Evaluated]
+    condition: str = ""
+    chosen: dict[str, Chosen] = field(default_factory=dict, repr=False)
 
 
-def stage_of(info: Mapping[str, Any]) -> str:
-    """Return ``validate`` or ``test`` for a monitor's evaluation outside training, else nothing."""
-    found = _STAGE.fullmatch(str(info.get("name") or ""))
-    notes = info.get("evaluations")
-    trained = (
-        any(_dict(note).get("epoch") is not None for note in notes) if isinstance(notes, list) else False
-    )
-    return found["stage"] if found and not trained else ""
-
-
-def seed_of(info: Mapping[str, Any], name: str) -> int | None:
-    """Return the training's seed; None where neither ``run.json`` nor the name has one."""
-    for seed in (info.get("seed"), _dict(info.get("recipe")).get("seed_everything")):
-        if isinstance(seed, int) and not isinstance(seed, bool):
-            return seed
-    found = _SEED.search(name)
-    return int(found[1]) if found and not info else None
-
-
-def without_seed(name: str, seed: int | None = None) -> str:
-    """Return a run's name without its seed and its logger's version; nothing where only that was its name.
+@dataclass(eq=False)
+class Condition:
+    """Runs that differ only in seeds.
 
     Args:
-        name: Of the run.
-        seed: Of the run; a name that ends in it loses it.
-
-    >>> without_seed("fgm-seed0"), without_seed("fgm_1", seed=1)
-    ('fgm', 'fgm')
+        name: Told apart within the study.
+        backbone: Its last name, adaptation and quantization; empty where it is not known.
+        stage: ``validate`` or ``test`` for evaluations outside training, else empty.
+        defenses: Those of the training, as in ``run.json``: ``name``, ``aim`` and ``settings``.
+        inference_defense: That of the predictor; None for the plain one.
+        aim: What all defenses aim at together; ``none`` without any.
+        runs: Sorted by seed.
+        declared: Whether ``run.json`` says which defenses there were.
     """
-    short = _VERSION.sub("", _SEED.sub("", name))
-    if seed is not None:
-        short = re.sub(rf"(?<!\d)[-_./ ]*{seed}$", "", short)
-    return "" if short in _WITHOUT_MEANING else short
+
+    name: str
+    backbone: str
+    stage: str
+    defenses: list[dict[str, Any]]
+    inference_defense: dict[str, Any] | None
+    aim: Aim
+    runs: list[Run]
+    declared: bool = True
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """Of its runs."""
+        return [run.seed for run in self.runs]
 
 
-def identity(info: Mapping[str, Any], name: str, seed: int | None) -> str:
-    """Return a text that is the same for runs that differ in nothing but seeds, folders and what watches them.
-
-    With a recipe: its model, data, callbacks and what of the trainer matters. Without one, hyperparameters and
-    defenses may not tell two methods apart, so that names must agree too.
-    """
-    recipe = _dict(info.get("recipe"))
-    trainer, known = _dict(recipe.get("trainer")), "defenses" in info
-    callbacks = trainer.get("callbacks")
-    parts = {
-        "stage": stage_of(info),
-        "module": info.get("module"),
-        "hyperparameters": info.get("hyperparameters"),
-        "defenses": info.get("defenses"),
-        "inference_defense": info.get("inference_defense"),
-        "max_epochs": info.get("max_epochs"),
-        "precision": info.get("precision"),
-        "model": recipe.get("model"),
-        "data": recipe.get("data"),
-        "trainer": {key: trainer.get(key) for key in _TRAINER},
-        "callbacks": [one for one in callbacks if not _watches(one)] if isinstance(callbacks, list) else None,
-        "name": "" if known and recipe.get("model") else without_seed(name, seed),
-    }
-    return json.dumps(_without_seeds(parts), sort_keys=True, default=str)
-
-
-def backbone_of(info: Mapping[str, Any]) -> str:
-    """Return the backbone's name, adaptation and quantization; nothing where they are not known."""
-    hyperparameters = _dict(info.get("hyperparameters"))
-    model = _dict(_dict(_dict(info.get("recipe")).get("model")).get("init_args"))
-    backbone = hyperparameters.get("backbone") or model.get("backbone")
-    if isinstance(backbone, str):
-        return _last(backbone)
-    settings = _dict(backbone)
-    extra = [settings.get("adaptation"), settings.get("quantization")]
-    parts = [_last(str(settings["path"]))] if settings.get("path") else []
-    return " + ".join(parts + [str(one) for one in extra if one not in (None, "full", "none")])
-
-
-def defenses_of(info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the training defenses with ``name``, ``aim`` and ``settings``; earlier versions wrote their names."""
-    given = info.get("defenses")
-    found = (
-        [one if isinstance(one, dict) else {"name": str(one)} for one in given or ()]
-        if isinstance(given, list)
-        else []
-    )
-    return [{"name": "?", "aim": "both", "settings": {}, **one} for one in found]
-
-
-def aim_of(defenses: Sequence[Mapping[str, Any]]) -> Aim:
-    """Return what defenses aim at together."""
-    aims = {str(one.get("aim")) for one in defenses}
-    if not aims:
-        return "none"
-    if aims == {"adversarial"}:
-        return "adversarial"
-    return "ood" if aims == {"ood"} else "both"
-
-
-def baseline_rank(name: str) -> int:
-    """Return 2 for a name that says «baseline», 1 for one that contains such a word, else 0."""
-    return 2 if _BASELINE.fullmatch(name.split(" (")[0]) else int(bool(_BASELINE.search(name)))
-
-
-def told_apart(columns: Sequence[Callable[[int], str]], count: int) -> list[str]:
-    """Return ``count`` different names.
+def group_runs(runs: Sequence[Run], problems: list[str]) -> list[Condition]:
+    """Return the conditions of ``runs``, named, and tell the runs of them.
 
     Args:
-        columns: Each takes a place and returns a name; the next one is asked for those whose names are equal.
-        count: How many.
+        runs: Of a study.
+        problems: Gets a sentence for each run that is left out.
     """
-    names = [columns[0](index) for index in range(count)]
-    for column in columns[1:]:
-        taken = {name for name in names if names.count(name) > 1}
-        names = [column(index) if name in taken else name for index, name in enumerate(names)]
-    found: list[str] = []
-    for name in names:
-        candidate, number = name, 2
-        while candidate in found or (candidate != name and candidate in names):
-            candidate, number = f"{name} [{number}]", number + 1
-        found.append(candidate)
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(describing.identity(run.info, run.name, run.seed), []).append(run)
+    found = [_condition(_one_per_seed(group, problems)) for group in groups.values()]
+    for condition, name in zip(found, _condition_names(found), strict=True):
+        condition.name = name
+        for run in condition.runs:
+            run.condition = name
     return found
 
 
-def _watches(callback: Any) -> bool:
-    path = callback.get("class_path") if isinstance(callback, dict) else callback
-    return str(path).rpartition(".")[2] in _WATCHING
+def _condition(runs: list[Run]) -> Condition:
+    info = runs[0].info
+    defenses, inference = describing.defenses_of(info), info.get("inference_defense")
+    inference = inference if isinstance(inference, dict) else None
+    aims = [*defenses, {"aim": "both", **inference}] if inference else defenses
+    return Condition(
+        "",
+        describing.backbone_of(info),
+        describing.stage_of(info),
+        defenses,
+        inference,
+        describing.aim_of(aims),
+        runs,
+        "defenses" in info,
+    )
 
 
-def _without_seeds(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _without_seeds(one) for key, one in value.items() if key not in _SEEDS}
-    return [_without_seeds(one) for one in value] if isinstance(value, list) else value
+def _one_per_seed(runs: list[Run], problems: list[str]) -> list[Run]:
+    """Return runs sorted by seed; of those with the same seed, the one that was started first."""
+    kept: list[Run] = []
+    for run in sorted(
+        runs, key=lambda run: (run.seed is None, run.seed or 0, str(run.info.get("started", "")))
+    ):
+        if kept and run.seed is not None and kept[-1].seed == run.seed:
+            problems.append(
+                f"{run.name} ({run.folder}) is left out: it repeats {kept[-1].name} with the same seed, {run.seed}."
+            )
+        else:
+            kept.append(run)
+    return kept
 
 
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _condition_names(found: Sequence[Condition]) -> list[str]:
+    """Return names that differ: from the runs' names, else from the defenses and what differs in their settings."""
+    by_defenses = [describing.defense_names(one.defenses, one.inference_defense) for one in found]
+    settings = [describing.flat_settings(one.defenses, one.inference_defense) for one in found]
+
+    def by_runs(index: int) -> str:
+        names = {describing.without_seed(run.name, run.seed) for run in found[index].runs}
+        return names.pop() if len(names) == 1 and "" not in names else by_defenses[index]
+
+    def with_settings(index: int) -> str:
+        peers = [one for one, name in zip(settings, by_defenses, strict=True) if name == by_defenses[index]]
+        mine = settings[index]
+        differing = [key for key in mine if any(one.get(key) != mine[key] for one in peers)]
+        shown = ", ".join(f"{key}={mine[key]}" for key in differing[:3])
+        return f"{by_defenses[index]} ({shown})" if shown else by_defenses[index]
+
+    def with_backbone(name: str, index: int) -> str:
+        return f"{name} ({found[index].backbone})" if found[index].backbone else name
+
+    steps = [
+        by_runs,
+        lambda index: with_backbone(by_runs(index), index),
+        lambda index: by_defenses[index],
+        with_settings,
+        lambda index: with_backbone(by_defenses[index], index),
+    ]
+    return describing.told_apart(steps, len(found))
 
 
-def _last(path: str) -> str:
-    return path.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+def distinct_names(runs: Sequence[Run]) -> list[str]:
+    """Return names that differ: with the folder where two runs share one, else numbered."""
+
+    def by_folder(index: int) -> str:
+        name, folder = runs[index].name, runs[index].folder
+        return name if folder.name == name else f"{name} ({folder.name})"
+
+    return describing.told_apart([lambda index: runs[index].name, by_folder], len(runs))

@@ -11,30 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lightning_robust.errors import RobustError
-from lightning_robust.results.files import PathLike, RecordsError, read_run_json
-from lightning_robust.results.outcomes import WRONG_STATUSES, Bools, Evaluated, Items, Key, Part, Positions
-from lightning_robust.results.records import KINDS, SCHEMA, check_schema, record_files
+from lightning_robust.results.files import RecordsError
+from lightning_robust.results.outcomes import Positions
+from lightning_robust.results.parts import WRONG_STATUSES, Bools, Evaluated, Items, Key, Part
+from lightning_robust.results.records import KINDS
+from lightning_robust.results.sources import Source, read_batches
 
-_COLUMNS = [
-    "run_id", "epoch", "global_step", "kind", "environment", "attack", "item_id", "label",
-    "probability", "correct", "status", "queries", "seconds", "schema_version",
-]  # fmt: skip
 _MOMENT = ["run_id", "epoch", "global_step"]
 _LAYOUT = ["kind", "environment", "attack", "item_id", "label"]
 _ORDER = {"clean": 0, "attack": 1, "adversarial": 2, "ood": 3}
 _KEPT_LAYOUTS = 64  # files of one run follow each other
 
 Moment = tuple[str, int | None, int | None]
-
-
-class Source(NamedTuple):
-    """A run folder and its records files."""
-
-    folder: Path
-    files: list[Path]
 
 
 class _Place(NamedTuple):
@@ -85,14 +75,17 @@ class Reader:
         """
         loaded = Loaded(source)
         for path in source.files:
+            within = Loaded(source)
             try:
                 # All of a file or nothing: a damaged end would make an evaluation of fewer items.
-                found = [part for batch in _batches(path) for part in self._parts(batch, loaded)]
+                found = [part for batch in read_batches(path) for part in self._parts(batch, within)]
             except RobustError as error:
                 loaded.left_out.append((path, str(error)))
             except (pa.ArrowException, OSError, ValueError) as error:
                 loaded.left_out.append((path, f"it is cut short or damaged ({error})"))
             else:
+                loaded.not_numbers += within.not_numbers
+                loaded.repeated += within.repeated
                 for moment, key, part in found:
                     self._add(loaded, moment, key, part)
             if progress is not None:
@@ -185,73 +178,11 @@ class Reader:
         return self._items[digest]
 
 
-def find_sources(paths: Sequence[PathLike]) -> list[Source]:
-    """Return the run folders that ``paths`` stand for, each once, with their records files.
-
-    A run's folder stands for the run and for its defended predictors, whose folders are in it; a folder of runs for
-    all runs in it; a file for what it holds.
-
-    Raises:
-        RecordsError: Where a path is missing or holds no records.
-    """
-    found: dict[Path, dict[Path, None]] = {}
-    for path in paths:
-        files = dict.fromkeys(file.resolve() for file in record_files(path))
-        inside = {file.resolve(): None for file in sorted(Path(path).glob("*/records/*.parquet"))}
-        defended = {folder for folder in {_folder(file) for file in inside} if _is_defended(folder)}
-        files |= {file: None for file in inside if _folder(file) in defended}
-        for file in files:
-            found.setdefault(_folder(file), {})[file] = None
-    return [Source(folder, list(files)) for folder, files in found.items()]
-
-
-def _folder(file: Path) -> Path:
-    return file.parent.parent if file.parent.name == "records" else file.parent
-
-
-def _is_defended(folder: Path) -> bool:
-    try:
-        return bool(read_run_json(folder).get("inference_defense"))
-    except RecordsError:
-        return False
-
-
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Read the columns that count, by row groups: a file may be larger than memory."""
-    # Opened here: a path such as "epoch=003/…" is not to be read as a partition of a data set.
-    with pq.ParquetFile(path) as file:
-        there = file.schema_arrow.names
-        if "schema_version" not in there:
-            check_schema(path, there, [])
-        schema = pa.schema([SCHEMA.field(name) for name in _COLUMNS])
-        for index in range(file.num_row_groups):
-            group = file.read_row_group(index, columns=[n for n in _COLUMNS if n in there], use_threads=False)
-            check_schema(path, there, group["schema_version"].unique().to_pylist())
-            table = group.select(_COLUMNS).cast(schema).unify_dictionaries().combine_chunks()
-            yield from (_filled(batch) for batch in table.to_batches())
-
-
-def _filled(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return ``batch`` without nulls but for epochs, steps and probabilities."""
-    for index, field in enumerate(batch.schema):
-        column = batch.column(index)
-        if column.null_count and field.name not in ("epoch", "global_step", "probability"):
-            if pa.types.is_dictionary(field.type):
-                column = column.cast(pa.string()).fill_null("").dictionary_encode()
-            elif pa.types.is_string(field.type):
-                column = column.fill_null("")
-            else:
-                missing = -1 if field.name == "label" else 0
-                column = column.fill_null(pa.scalar(missing).cast(field.type))
-            batch = batch.set_column(index, field, column)
-    return batch
-
-
 def _moments(batch: pa.RecordBatch) -> Iterator[tuple[Moment, pa.RecordBatch]]:
     """Split rows by run and moment."""
     for (run_id, epoch, step), where in _groups([batch[name] for name in _MOMENT]):
         whole = len(where) == batch.num_rows
-        yield (run_id, epoch, step), batch if whole else batch.take(pa.array(where))
+        yield (run_id or "", epoch, step), batch if whole else batch.take(pa.array(where))
 
 
 def _groups(columns: Sequence[pa.Array]) -> Iterator[tuple[tuple[Any, ...], Positions]]:

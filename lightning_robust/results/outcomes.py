@@ -1,118 +1,20 @@
-"""What evaluations found, compactly: about one byte for each record."""
+"""Values of evaluations in the columns that conditions are compared in."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_robust.results.parts import Bools, Evaluated, Items, Key, Part
 from lightning_robust.results.tables import NON_TEXT_ATTACKS, Score
 
-Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
-Key = tuple[str, str]
-Keep = Callable[["Items"], Bools]
-
-WRONG_STATUSES = frozenset({"unparsed", "error", "skipped", "success"})
-"""Whatever else a record says, an item of such a status is wrong."""
-
-
-class Items:
-    """The items of an environment or attack; parts on the same items share one object.
-
-    Args:
-        ids: ``(items,)``, all different.
-        labels: ``(items,)``, the right classes.
-    """
-
-    def __init__(self, ids: Sequence[str], labels: NDArray[np.int32]) -> None:
-        self.ids = tuple(ids)
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @cached_property
-    def majority(self) -> float:
-        """Accuracy of always answering the most frequent label; NaN without items."""
-        return (
-            float(np.unique(self.labels, return_counts=True)[1].max() / len(self)) if len(self) else math.nan
-        )
-
-    @cached_property
-    def half(self) -> Bools:
-        """``(items,)``: a fixed half of all items, by a hash of their ids that every run and machine shares."""
-        # Not a checksum: those are linear, and could follow a pattern in numbered ids.
-        digests = (hashlib.blake2b(i.encode("utf-8", "replace"), digest_size=1).digest() for i in self.ids)
-        return np.array([digest[0] & 1 for digest in digests], dtype=bool)
-
-
-class Part(NamedTuple):
-    """One environment or attack in one evaluation.
-
-    Args:
-        items: What was evaluated.
-        correct: ``(items,)``; items without a usable answer, skipped and broken ones are wrong.
-        statuses: Number of items by status.
-        queries: Of all items.
-        seconds: Of all items.
-    """
-
-    items: Items
-    correct: Bools
-    statuses: dict[str, int]
-    queries: int
-    seconds: float
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right items; NaN without items."""
-        return float(self.correct.mean()) if len(self.correct) else math.nan
-
-    @property
-    def success_rate(self) -> float:
-        """Successes among attacked items that were first classified correctly; NaN where there are none."""
-        successes, failures = self.statuses.get("success", 0), self.statuses.get("failed", 0)
-        return successes / (successes + failures) if successes + failures else math.nan
-
-    @property
-    def mean_queries(self) -> float:
-        """Mean over all items; NaN without items."""
-        return self.queries / len(self.items) if len(self.items) else math.nan
-
-    @property
-    def majority(self) -> float:
-        """Accuracy of always answering the most frequent label."""
-        return self.items.majority
-
-    @property
-    def unusable(self) -> int:
-        """Items without a usable answer: ``unparsed`` or ``error``. They count as wrong."""
-        return self.statuses.get("unparsed", 0) + self.statuses.get("error", 0)
-
-
-class Evaluated(NamedTuple):
-    """One evaluation of a run: its parts by kind and name, as in `lightning_robust.results.groups`."""
-
-    epoch: int | None
-    global_step: int | None
-    parts: dict[Key, Part]
-
-    @property
-    def queries(self) -> int:
-        """Victim calls counted by the attacks."""
-        return sum(part.queries for (kind, _), part in self.parts.items() if kind == "attack")
-
-    @property
-    def seconds(self) -> float:
-        """Time that the items took, attacks and static environments together."""
-        return sum(part.seconds for part in self.parts.values())
+Keep = Callable[[Items], Bools]
 
 
 class Column(NamedTuple):
@@ -184,21 +86,19 @@ def combine(evaluated: Sequence[Evaluated], column: Column, keep: Keep | None = 
         return None
     shared = [key for key in evaluated[0].parts if all(key in one.parts for one in evaluated)]
     keep = None if keep is everything else keep
-    strata = []
-    for keys in _strata(shared, column.key):
-        parts = [[one.parts[key] for key in keys] for one in evaluated]
-        stratum = _stratum(parts, column.key == "adv_mean", keep)
-        if len(stratum.ids):
-            strata.append(stratum)
+    parts = [[[one.parts[key] for key in keys] for one in evaluated] for keys in _strata(shared, column.key)]
+    found = [_stratum(rows, column.key == "adv_mean", keep) for rows in parts]
+    strata = [one for one in found if len(one.ids)]
+    dropped = sum(one.dropped for one in found)
     if len(strata) < 2:
-        return strata[0] if strata else None
+        return strata[0]._replace(dropped=dropped) if strata else None
     sizes = [len(one.ids) for one in strata]
     return Outcomes(
         tuple(i for one in strata for i in one.ids),
         np.concatenate([one.labels for one in strata]),
         np.concatenate([one.values for one in strata], axis=1),
         np.repeat(np.arange(len(strata)), sizes),
-        sum(one.dropped for one in strata),
+        dropped,
     )
 
 

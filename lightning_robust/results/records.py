@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -171,15 +171,34 @@ def read_records(path: PathLike | Sequence[PathLike], *, columns: Sequence[str] 
     Raises:
         RecordsError: Where nothing is found, a column is unknown, or a file has a schema version that is not known.
     """
-    names = _known_columns(columns)
+    tables = list(iter_records(path, columns=columns))
+    if not tables:
+        return SCHEMA.empty_table().select(_known_columns(columns))
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def iter_records(
+    path: PathLike | Sequence[PathLike], *, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield what `read_records` returns, one file after another: for more records than fit into memory.
+
+    Args:
+        path: What to read.
+        columns: The columns to keep; all by default.
+
+    Raises:
+        RecordsError: As `read_records` does.
+    """
+    names, some = _known_columns(columns), False
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     files = [file for one in paths for file in record_files(one)]
-    tables = [table for file in files if (table := _read_file(file, names)) is not None]
-    if files and not tables:
+    for file in files:
+        table = _read_file(file, names)
+        if table is not None:
+            some = True
+            yield table
+    if files and not some:
         raise RecordsError(f"None of the {len(files)} records files under {_joined(paths)} can be read.")
-    if not tables:
-        return SCHEMA.empty_table().select(names)
-    return pa.concat_tables(tables).unify_dictionaries()
 
 
 def record_files(path: PathLike) -> list[Path]:
@@ -193,8 +212,8 @@ def record_files(path: PathLike) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise RecordsError(missing(root))
-    found = sorted(root.glob("records/*.parquet")) or sorted(root.glob("*.parquet"))
-    found = found or sorted(root.rglob("records/*.parquet"))
+    found = sorted(root.glob("records/*.parquet")) or sorted(root.rglob("records/*.parquet"))
+    found = found or sorted(root.glob("*.parquet"))  # last: tables of a report may lie beside the runs
     if not found:
         raise RecordsError(
             f"Expected records in {root}, but it holds no records/*.parquet. "

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from lightning_robust.errors import ConfigError, did_you_mean
-from lightning_robust.results.outcomes import Bools, Evaluated, Items, Keep, everything, scores
+from lightning_robust.results.outcomes import Keep, everything, scores
+from lightning_robust.results.parts import Bools, Evaluated, Items
 
 if TYPE_CHECKING:
-    from lightning_robust.results.study import Run
+    from lightning_robust.results.conditions import Run
 
 Rule = Literal["last", "clean", "joint", "oracle"]
 RULES: tuple[Rule, ...] = get_args(Rule)

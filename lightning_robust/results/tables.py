@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lightning_robust.results.records import Record, to_table
+from lightning_robust.results.statistics import Effect, effect
 
 NON_TEXT_ATTACKS = frozenset({"embedding_pgd"})
 """White-box attacks on embeddings: no text, so no part of the worst case over texts."""
@@ -87,24 +88,13 @@ class Group(NamedTuple):
 def evaluations(records: Records) -> list[Evaluation]:
     """Split records by run, epoch and step, in the order of the steps."""
     table = as_table(records)
-    keys = table.select(["run_id", "epoch", "global_step"])
-    distinct = keys.group_by(["run_id", "epoch", "global_step"]).aggregate([]).to_pylist()
+    moment = ["run_id", "epoch", "global_step"]
+    numbered = table.select(moment).append_column("row", pa.array(np.arange(table.num_rows)))
+    # Without threads: they would not keep the order of rows.
+    split = numbered.group_by(moment, use_threads=False).aggregate([("row", "list")])
     found = [
-        Evaluation(
-            key["run_id"],
-            key["epoch"],
-            key["global_step"],
-            table.filter(
-                pc.and_(
-                    pc.equal(table["run_id"], key["run_id"]),
-                    pc.and_(
-                        _equal(table["epoch"], key["epoch"]),
-                        _equal(table["global_step"], key["global_step"]),
-                    ),
-                )
-            ),
-        )
-        for key in distinct
+        Evaluation(key["run_id"], key["epoch"], key["global_step"], _take(table, rows.values))
+        for key, rows in zip(split.select(moment).to_pylist(), split["row_list"], strict=True)
     ]
     return sorted(found, key=lambda one: (one.run_id, _order(one.global_step), _order(one.epoch)))
 
@@ -196,16 +186,60 @@ def transfer_deltas(reference: Records, records: Records) -> dict[str, float]:
     """Return how adversarial and OOD accuracy changed since a reference evaluation of the same run.
 
     Only items and parts present in both count, so a changed sample changes nothing. Returns
-    ``transfer/adv_delta`` and ``transfer/ood_delta`` (NaN without common items) and
-    ``transfer/ratio``, OOD change per adversarial change (NaN where the latter is 0).
+    ``transfer/adv_delta`` and ``transfer/ood_delta`` (NaN without common items), the ends of their 95 %
+    intervals for this training run, ``transfer/adv_low`` to ``transfer/ood_high`` (NaN where `effect` gives
+    none), and ``transfer/ratio``, OOD change per adversarial change: NaN, as not estimable, unless the latter's
+    interval leaves out 0.
     """
     before, after = groups(reference), groups(records)
-    adv = _attack_delta(before, after)
-    if math.isnan(adv):
-        adv = _environment_delta(before, after, "adversarial")
-    ood = _environment_delta(before, after, "ood")
-    ratio = ood / adv if adv else math.nan
-    return {"transfer/adv_delta": adv, "transfer/ood_delta": ood, "transfer/ratio": ratio}
+    adv, ood = change(before, after, "adv"), change(before, after, "ood")
+    found: dict[str, float] = {}
+    for name, one in (("adv", adv), ("ood", ood)):
+        found[f"transfer/{name}_delta"] = one.delta
+        found[f"transfer/{name}_low"] = one.low
+        found[f"transfer/{name}_high"] = one.high
+    estimable = adv.low > 0 or adv.high < 0
+    return found | {"transfer/ratio": ood.delta / adv.delta if estimable else math.nan}
+
+
+def change(before: Parts, after: Parts, measure: str) -> Effect:
+    """Return the change of a headline score between two evaluations of one run.
+
+    Args:
+        before: The earlier evaluation.
+        after: The later one.
+        measure: ``clean``, ``adv`` (the worst case over the attacks that both ran, else the mean of the static
+            adversarial environments) or ``ood`` (the mean of the environments).
+    """
+    if measure == "adv":
+        first, last = headline_attacks(before), headline_attacks(after)
+        common = [name for name in first if name in last]
+        attacked = paired_change(
+            [(worst_case(first[name] for name in common), worst_case(last[name] for name in common))]
+        )
+        if attacked.num_items:
+            return attacked
+    kind = "adversarial" if measure == "adv" else measure
+    keys = [key for key in before if key[0] == kind and key in after]
+    return paired_change([(worst_case([before[key]]), worst_case([after[key]])) for key in keys])
+
+
+def paired_change(pairs: Iterable[tuple[Mapping[str, bool], Mapping[str, bool]]]) -> Effect:
+    """Return the change within one training run of what was right, paired by item.
+
+    Args:
+        pairs: For each environment what was right before and after, by item id. Environments count equally, and
+            only items in both count.
+    """
+    was: list[bool] = []
+    now: list[bool] = []
+    strata: list[int] = []
+    for number, (before, after) in enumerate(pairs):
+        common = [item_id for item_id in before if item_id in after]
+        was += [before[item_id] for item_id in common]
+        now += [after[item_id] for item_id in common]
+        strata += [number] * len(common)
+    return effect(now, was, strata=strata if len(set(strata)) > 1 else None)
 
 
 def as_table(records: Records) -> pa.Table:
@@ -249,26 +283,6 @@ def _majority(labels: list[int]) -> float:
     return max(Counter(labels).values()) / len(labels) if labels else math.nan
 
 
-def _attack_delta(before: Parts, after: Parts) -> float:
-    first, last = headline_attacks(before), headline_attacks(after)
-    common = [name for name in first if name in last]
-    was, now = worst_case(first[name] for name in common), worst_case(last[name] for name in common)
-    return _paired_delta(was, now)
-
-
-def _environment_delta(before: Parts, after: Parts, kind: str) -> float:
-    """Return the macro mean over environments of the paired change."""
-    keys = [key for key in before if key[0] == kind and key in after]
-    deltas = [_paired_delta(worst_case([before[key]]), worst_case([after[key]])) for key in keys]
-    known = [delta for delta in deltas if not math.isnan(delta)]
-    return float(np.mean(known)) if known else math.nan
-
-
-def _paired_delta(was: Mapping[str, bool], now: Mapping[str, bool]) -> float:
-    common = [item_id for item_id in was if item_id in now]
-    return sum(now[i] - was[i] for i in common) / len(common) if common else math.nan
-
-
 def _group(table: pa.Table) -> Group:
     status = np.array(table["status"].to_pylist(), dtype=str)
     usable = ~np.isin(status, ["unparsed", "error"])
@@ -285,8 +299,10 @@ def _group(table: pa.Table) -> Group:
     )
 
 
-def _equal(column: pa.ChunkedArray, value: int | None) -> pa.ChunkedArray:
-    return pc.is_null(column) if value is None else pc.equal(column, value)
+def _take(table: pa.Table, rows: pa.Array) -> pa.Table:
+    first, size = rows[0].as_py(), len(rows)
+    # Rows that are neighbours need no copy.
+    return table.slice(first, size) if rows[-1].as_py() - first + 1 == size else table.take(rows)
 
 
 def _order(value: int | None) -> float:

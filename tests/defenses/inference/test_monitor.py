@@ -56,6 +56,7 @@ def test_plain_and_defended_predictors_are_measured_side_by_side(tmp_path: Path)
     assert [info["plain_run_id"] for info in infos] == [None, infos[0]["run_id"], infos[0]["run_id"]]
     assert infos[0]["inference_defense"] is None
     assert infos[1]["inference_defense"]["class"] == "RandomMaskVote"
+    assert infos[1]["inference_defense"]["aim"] == "adversarial"
     assert infos[1]["inference_defense"]["settings"]["certificate_copies"] == 30
 
     # What was recorded is what the defended victim says of the weights as they are now.

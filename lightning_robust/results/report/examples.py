@@ -5,13 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import NamedTuple
 
-from lightning_robust.results.records import decode_text
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lightning_robust.results.records import SCHEMA, decode_text
+from lightning_robust.results.selection import Rule, select
+from lightning_robust.results.study import Condition, Run
 
 CONTEXT_WORDS = 12
 LONGEST_WORD = 60
 LONGEST_TEXT = 20_000
+_MOMENT = ["run_id", "epoch", "global_step"]
 
 
 class Span(NamedTuple):
@@ -31,6 +39,22 @@ class Example(NamedTuple):
     words_changed: int
     original: list[list[Span]]
     perturbed: list[list[Span]]
+
+
+def load_examples(conditions: Sequence[Condition], limit: int, rule: Rule) -> list[tuple[Run, Example]]:
+    """Return up to ``limit`` examples of the reported evaluations, each of another text.
+
+    The first runs of the conditions take turns.
+    """
+    queues = []
+    for condition in conditions[:limit]:
+        run = condition.runs[0]
+        queues.append([(run, example) for example in choose_examples(_successes(run, rule), limit)])
+    chosen: dict[str, tuple[Run, Example]] = {}
+    for found in chain.from_iterable(zip_longest(*queues)):
+        if found is not None:
+            chosen.setdefault(str(found[1].original), found)
+    return list(chosen.values())[:limit]
 
 
 def choose_examples(rows: Sequence[dict[str, object]], limit: int) -> list[Example]:
@@ -69,6 +93,34 @@ def changed_spans(original: str, perturbed: str) -> tuple[list[Span], list[Span]
             if words:
                 spans.append(Span(" ".join(map(_shorten, words)), changed))
     return _cut_context(left), _cut_context(right)
+
+
+def _successes(run: Run, rule: Rule) -> list[dict[str, object]]:
+    """Read the texts of one evaluation only: those of all would not fit for long trainings."""
+    chosen = select(run, rule).evaluation
+    moment = (run.run_id, chosen.epoch, chosen.global_step)
+    rows: list[dict[str, object]] = []
+    for file in run.files:
+        try:
+            rows += _read_successes(file, moment)
+        except (pa.ArrowException, OSError):
+            continue  # cut short: the study's problems name it
+    return rows
+
+
+def _read_successes(path: Path, moment: tuple[str, int | None, int | None]) -> list[dict[str, object]]:
+    with pq.ParquetFile(path) as file:
+        moments = file.read(columns=_MOMENT).cast(pa.schema([SCHEMA.field(name) for name in _MOMENT]))
+        here = [
+            pc.is_null(moments[name]) if value is None else pc.equal(moments[name], value)
+            for name, value in zip(_MOMENT, moment, strict=True)
+        ]
+        wanted = pc.fill_null(pc.and_(here[0], pc.and_(here[1], here[2])), False)
+        if not pc.any(wanted).as_py():
+            return []
+        table = file.read().filter(wanted)
+        found: list[dict[str, object]] = table.filter(pc.equal(table["status"], "success")).to_pylist()
+        return found
 
 
 def _shows_text(row: dict[str, object]) -> bool:

@@ -1,0 +1,99 @@
+"""A page and the folder of its figures and tables, written together or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from lightning_robust.results.files import RecordsError, clear_errors
+
+_MANIFEST = "files.json"
+
+
+def files_folder(page: Path) -> Path:
+    """Return the folder beside a page: ``report_files`` for ``report.html``."""
+    return page.with_name(f"{page.stem}_files")
+
+
+def table_files(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """Return a table as CSV and Parquet, by file name; nothing without rows."""
+    if not rows:
+        return {}
+    table = pa.Table.from_pylist([dict(row) for row in rows])
+    csv, parquet = io.BytesIO(), io.BytesIO()
+    pacsv.write_csv(table, csv)
+    pq.write_table(table, parquet)
+    return {f"{name}.csv": csv.getvalue(), f"{name}.parquet": parquet.getvalue()}
+
+
+def write_bundle(page: Path, html: str, files: Mapping[str, bytes]) -> Path:
+    """Write a page and its files; an earlier report's are replaced, and foreign files stay.
+
+    Everything is written under temporary names first, so that a full disk leaves what was there.
+
+    Args:
+        page: Where the page goes.
+        html: Its contents.
+        files: Contents of the folder beside it, by name.
+
+    Raises:
+        RecordsError: Where something cannot be written, or another file has the folder's name.
+    """
+    folder = files_folder(page)
+    if folder.exists() and not folder.is_dir():
+        raise RecordsError(
+            f"Expected {folder} to be a folder for figures and tables, but it is a file. Move it."
+        )
+    with clear_errors(page):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        # The process id keeps two processes that write the same report apart.
+        fresh = page.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        temporary = page.with_name(f".{page.name}.{os.getpid()}.tmp")
+        try:
+            fresh.mkdir()
+            for name, data in files.items():
+                (fresh / name).write_bytes(data)
+            (fresh / _MANIFEST).write_text(json.dumps(sorted(files), indent=1) + "\n", encoding="utf-8")
+            temporary.write_bytes(html.encode("utf-8", "replace"))
+            _put_in_place(fresh, folder)
+            os.replace(temporary, page)
+        finally:
+            temporary.unlink(missing_ok=True)
+            shutil.rmtree(fresh, ignore_errors=True)
+    return page
+
+
+def _put_in_place(fresh: Path, folder: Path) -> None:
+    """Move files into ``folder`` and take away those of an earlier report that are no longer written."""
+    if not folder.exists():
+        os.replace(fresh, folder)
+        return
+    new = {file.name for file in fresh.iterdir()}
+    stale = _written_before(folder) - new
+    for name in sorted(new):
+        os.replace(fresh / name, folder / name)
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _written_before(folder: Path) -> set[str]:
+    try:
+        names = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    # Plain names of files only: nothing outside of the folder is ever removed.
+    plain = (
+        {name for name in names if isinstance(name, str) and name == Path(name).name}
+        if isinstance(names, list)
+        else set()
+    )
+    return {name for name in plain if (folder / name).is_file()}
