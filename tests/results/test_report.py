@@ -68,7 +68,7 @@ def report(runs: object, tmp_path: Path) -> Page:
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     for name in ("fgm", "freelb", "vrex"):
-        write_run(tmp_path / "study" / name, name, [FULL] * 3, num_items=20, label_names=["neg", "pos"])
+        write_run(tmp_path / "study" / name, name, [FULL] * 3, num_items=40, label_names=["neg", "pos"])
     return tmp_path / "study"
 
 
@@ -77,7 +77,7 @@ def test_report_without_a_baseline_says_what_happened_and_what_to_do(study: Path
     assert "There is no verdict:" in page.text
     assert "Train without any defense with the same seeds" in page.text
     assert page.text.count("went from its first evaluation (epoch 0) to its last (epoch 2)") == 3
-    assert "20 items" in page.text
+    assert "40 items" in page.text
     assert page.tags.count("svg") == 4  # three panels and the plane
     assert page.tags.count("figcaption") == page.tags.count("figure") == 2
     assert page.tags.count("caption") == page.tags.count("table") == 4
@@ -133,17 +133,26 @@ def test_text_from_data_is_escaped(tmp_path: Path) -> None:
         ([{"clean/clean": 0.0, "attack/deepwordbug": 0.0, "ood/a": 0.0}] * 2, "to 0.0"),
         ([{"clean/clean": 1.0, "attack/deepwordbug": 1.0, "ood/a": 1.0}] * 2, "no successful attack"),
         ([{"clean/clean": 1.0, "attack/embedding_pgd": 0.5}] * 2, "no successful attack on a text"),
-        ([FULL], "6 items are too few for an interval"),
         ([{"clean/clean": 0.8}], "No attack ran"),
     ],
 )
 def test_degenerate_runs_get_words(levels: list[dict[str, float]], words: str, tmp_path: Path) -> None:
-    write_run(tmp_path / "run", "run", levels, num_items=6)
+    write_run(tmp_path / "run", "run", levels, num_items=40)
     assert words in report(tmp_path / "run", tmp_path).text
 
 
+def test_too_few_items_give_the_reason_and_no_number(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "run", [FULL] * 2, num_items=7)
+    text = report(tmp_path / "run", tmp_path).text
+    assert "No accuracy is given on clean text" in text
+    assert "7 items are too few for an interval (30 are needed)" in text
+    assert "nothing to draw" in text
+    shares = [f"{100 * right / 7:.1f}" for right in (1, 2, 3, 5, 6)]  # 4 of 7 have the most frequent label
+    assert not [share for share in shares if f" {share} " in text]
+
+
 def test_evaluation_outside_training(tmp_path: Path) -> None:
-    rows = evaluation("hub-model", None, None, FULL, num_items=5)
+    rows = evaluation("hub-model", None, None, FULL, num_items=40)
     write_records(tmp_path / "hub-model" / "records" / "evaluate.parquet", rows)
     page = report(tmp_path / "hub-model", tmp_path)
     assert "hub-model was evaluated once:" in page.text

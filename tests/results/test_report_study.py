@@ -250,6 +250,14 @@ def test_a_seed_that_stopped_early_ends_the_curve_and_is_named(tmp_path: Path) -
     assert "last (epoch 1)" in read(write_report(tmp_path / "runs", tmp_path / "report.html")).text
 
 
+@pytest.mark.parametrize("defenses", [1, 4])
+def test_attacks_on_embeddings_are_told_apart(defenses: int, tmp_path: Path) -> None:
+    parts = {"clean/clean": 0.9, "attack/pwws": 0.5, "attack/embedding_pgd": 0.1, "ood/yelp": 0.8}
+    write_study(tmp_path / "runs", grid(defenses), seeds=1, evaluations=1, num_items=40, parts=parts)
+    text = read(write_report(tmp_path / "runs", tmp_path / "report.html")).text
+    assert text.count("embedding_pgd (on embeddings)") == 2  # the matrix and the accuracies
+
+
 def test_backbones_stand_apart(tmp_path: Path) -> None:
     other: list[Any] = [Plan("plain", backbone="bert"), Plan("fgm", "adversarial", {"attack": 0.2}, "bert")]
     write_study(tmp_path / "runs", [ERM, FREELB, *other], seeds=2, evaluations=2, num_items=40)

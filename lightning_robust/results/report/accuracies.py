@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lightning_robust.results.outcomes import Column
 from lightning_robust.results.report.formats import Notes, Shown, count, percent, show_accuracy
-from lightning_robust.results.report.measures import Moment, Score, final
+from lightning_robust.results.report.measures import Moment, Score, final, title
 from lightning_robust.results.selection import Rule, select
 from lightning_robust.results.statistics import Effect
 from lightning_robust.results.study import Condition, Part
@@ -94,14 +94,14 @@ def grid(
             *([one.name for one in conditions] if len(conditions) > 1 else ["Accuracy"]),
         ]
         rows = [
-            (column.label, [Shown(items), Shown(majority), *(cell(one, column) for one in conditions)])
+            (title(column), [Shown(items), Shown(majority), *(cell(one, column) for one in conditions)])
             for column, (items, majority) in zip(shown, basis, strict=True)
         ]
         return Grid(head, rows, notes)
     rows = [(one.name, [cell(one, column) for column in shown]) for one in conditions]
     rows.append(("Majority baseline", [Shown(majority) for _, majority in basis]))
     rows.append(("Items", [Shown(items) for items, _ in basis]))
-    return Grid([column.label for column in shown], rows, notes)
+    return Grid([title(column) for column in shown], rows, notes)
 
 
 def attack_rows(
@@ -130,9 +130,9 @@ def coverage_rows(conditions: Sequence[Condition], rule: Rule) -> list[CoverageR
             unparsed = sum(part.statuses.get("unparsed", 0) for part in parts)
             errors = sum(part.statuses.get("error", 0) for part in parts)
             if unparsed or errors:
-                title = name if kind in ("clean", "attack") else f"{name} ({kind})"
+                where = name if kind in ("clean", "attack") else f"{name} ({kind})"
                 sizes = sum(len(part.items) for part in parts)
-                rows.append(CoverageRow(condition.name, title, sizes, unparsed, errors))
+                rows.append(CoverageRow(condition.name, where, sizes, unparsed, errors))
     return rows
 
 

@@ -11,6 +11,7 @@ from lightning_robust.results import figures
 from lightning_robust.results.correlations import EffectiveRobustness, StudyCorrelation
 from lightning_robust.results.figures import Cell, Point, Style, heat_name, slot_style
 from lightning_robust.results.report.formats import Notes, Shown, counted, show_change
+from lightning_robust.results.report.measures import title
 from lightning_robust.results.report.pictures import Drawing, Styles
 from lightning_robust.results.report.wording import AIM_TITLES
 from lightning_robust.results.statistics import Effect
@@ -80,7 +81,7 @@ def heat(matrix: TransferMatrix, backbone: str, styles: Styles) -> Heat | None:
     columns = [matrix.columns[k] for k in places]
     kinds = [(_KINDS[kind], len(list(members))) for kind, members in groupby(columns, lambda one: one.kind)]
     baselines = list(dict.fromkeys(matrix.baselines[row].name for row in rows))
-    return Heat(list(groups.items()), kinds, [one.label for one in columns], scale, baselines, notes)
+    return Heat(list(groups.items()), kinds, [title(one) for one in columns], scale, baselines, notes)
 
 
 def heat_figure(shown: Heat, values: Mapping[tuple[str, str], float], suffix: str) -> Drawing:
@@ -93,7 +94,7 @@ def heat_figure(shown: Heat, values: Mapping[tuple[str, str], float], suffix: st
     """
     groups = [
         (
-            title,
+            name,
             [
                 (
                     f"{row.number}  {row.name}",
@@ -105,7 +106,7 @@ def heat_figure(shown: Heat, values: Mapping[tuple[str, str], float], suffix: st
                 for row in rows
             ],
         )
-        for title, rows in shown.groups
+        for name, rows in shown.groups
     ]
     return Drawing(f"transfer-matrix{suffix}", figures.heat_map(groups, shown.columns, shown.scale), "")
 

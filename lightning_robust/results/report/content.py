@@ -16,7 +16,7 @@ from lightning_robust.results.correlations import (
 from lightning_robust.results.figures import Style
 from lightning_robust.results.report import accuracies, comparison, made, pictures, wording
 from lightning_robust.results.report.examples import Example, load_examples
-from lightning_robust.results.report.measures import Moment, Score, moments, time_axis
+from lightning_robust.results.report.measures import Moment, Score, moments, time_axis, title
 from lightning_robust.results.report.pictures import Drawing
 from lightning_robust.results.selection import WORDS, Rule, select
 from lightning_robust.results.study import Column, Condition, Run, Study, columns
@@ -191,7 +191,7 @@ def _backbone(
 
 def _changes(matrix: TransferMatrix, backbone: str) -> dict[tuple[str, str], float]:
     return {
-        (condition.name, column.label): cell.delta
+        (condition.name, title(column)): cell.delta
         for condition, row in zip(matrix.conditions, matrix.cells, strict=True)
         for column, cell in zip(matrix.columns, row, strict=True)
         if condition.backbone == backbone and cell is not None and cell.known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from lightning_robust.results.report.accuracies import finished, peak_memory
@@ -36,13 +37,23 @@ def tables(content: Content) -> dict[str, bytes]:
 
 
 def _effect(prefix: str, effect: Effect | None) -> dict[str, Any]:
+    """Return an estimate with its interval, both empty where only the reason may be said."""
     if effect is None:
         return {}
+    known = effect.known
     return {
-        prefix: effect.delta, f"{prefix}_low": effect.low, f"{prefix}_high": effect.high,
-        "p_value": effect.p_value, "num_seeds": effect.num_seeds, "num_items": effect.num_items,
+        prefix: effect.delta if known else None,
+        f"{prefix}_low": effect.low if known else None,
+        f"{prefix}_high": effect.high if known else None,
+        "p_value": _known(effect.p_value),
+        "num_seeds": effect.num_seeds,
+        "num_items": effect.num_items,
         "reason": effect.reason,
-    }  # fmt: skip
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def _verdicts(content: Content) -> Rows:
@@ -57,8 +68,8 @@ def _verdicts(content: Content) -> Rows:
         }  # fmt: skip
         for side in ("on_target", "off_target"):
             effect: Effect | None = getattr(verdict, side, None)
-            for name in ("delta", "low", "high", "num_seeds", "num_items"):
-                row[f"{side}_{name}"] = getattr(effect, name, None)
+            for name, value in _effect("change", effect).items():
+                row[f"{side}_{name}"] = value
         needed = verdict.needed if verdict else None
         row["needed_seeds"], row["needed_items"] = needed or (None, None)
         rows.append(row)
@@ -71,7 +82,7 @@ def _matrix(content: Content) -> Rows:
         {
             "backbone": condition.backbone, "condition": condition.name, "aim": condition.aim,
             "baseline": baseline.name, "column": column.key, "kind": column.kind, **_effect("change", cell),
-            "p_holm": float(matrix.adjusted[row, k]), "collapsed": matrix.collapsed[row], "selection": content.rule,
+            "p_holm": _known(matrix.adjusted[row, k]), "collapsed": matrix.collapsed[row], "selection": content.rule,
         }
         for row, (condition, baseline) in enumerate(zip(matrix.conditions, matrix.baselines, strict=True))
         for k, (column, cell) in enumerate(zip(matrix.columns, matrix.cells[row], strict=True))
@@ -82,7 +93,7 @@ def _matrix(content: Content) -> Rows:
 def _correlations(content: Content) -> Rows:
     def row(backbone: str, name: str, one: Correlation) -> dict[str, Any]:
         return {
-            "backbone": backbone, "correlation": name, "value": one.value, "low": one.low, "high": one.high,
+            "backbone": backbone, "correlation": name, "value": _known(one.value), "low": _known(one.low), "high": _known(one.high),
             "num_defenses": one.num_defenses, "reason": one.reason, "selection": content.rule,
         }  # fmt: skip
 
@@ -152,7 +163,7 @@ def _cost(content: Content) -> Rows:
             "condition": run.condition, "run": run.name, "seed": run.seed,
             "queries": sum(one.queries for one in run.evaluations),
             "evaluation_seconds": sum(one.seconds for one in run.evaluations),
-            "run_seconds": finished(run.info, "seconds"), "peak_memory": peak_memory(run.info),
+            "run_seconds": _known(finished(run.info, "seconds")), "peak_memory": _known(peak_memory(run.info)),
         }
         for run in content.study.runs
     ]  # fmt: skip

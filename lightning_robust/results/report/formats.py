@@ -71,10 +71,20 @@ def show_change(effect: Effect, notes: Notes) -> Shown:
 
 
 def show_accuracy(effect: Effect, notes: Notes) -> Shown:
-    """Return the cell of an accuracy; without an interval its value has a note that says why."""
+    """Return the cell of an accuracy; without an interval only the note's letter is shown."""
     if not effect.known:
-        return Shown(percent(effect.delta), note=notes.mark(effect.reason or "no interval can be given"))
-    return Shown(percent(effect.delta), f"[{percent(effect.low)}, {percent(effect.high)}]")
+        return Shown("", note=notes.mark(effect.reason or "no interval can be given"))
+    return Shown(percent(effect.delta), accuracy_interval(effect))
+
+
+def accuracy_interval(effect: Effect) -> str:
+    """Return the interval of an accuracy."""
+    return f"[{percent(effect.low)}, {percent(effect.high)}]"
+
+
+def estimate(effect: Effect) -> float:
+    """Return the number that may be shown: NaN where no interval can be stood behind."""
+    return effect.delta if effect.known else math.nan
 
 
 def count(value: float) -> str:

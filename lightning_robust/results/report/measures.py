@@ -11,6 +11,7 @@ from lightning_robust.results.outcomes import ADV, CLEAN, OOD_MEAN, Column, Keep
 from lightning_robust.results.selection import Rule, reported, select
 from lightning_robust.results.statistics import Effect, accuracy
 from lightning_robust.results.study import Condition, Evaluated, Run, Study
+from lightning_robust.results.tables import NON_TEXT_ATTACKS
 
 MEASURES = (CLEAN, ADV, OOD_MEAN)
 TITLES = {"clean": "Clean", "adv": "Adversarial", "ood_mean": "OOD"}
@@ -42,6 +43,11 @@ class Moment(NamedTuple):
     scores: dict[str, Score]
     queries: int
     seconds: float
+
+
+def title(column: Column) -> str:
+    """Return what a column is called on the page."""
+    return f"{column.label} (on embeddings)" if column.label in NON_TEXT_ATTACKS else column.label
 
 
 def time_axis(study: Study) -> str:

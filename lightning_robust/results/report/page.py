@@ -15,9 +15,8 @@ from lightning_robust.results.report.bundle import files_folder
 from lightning_robust.results.report.content import MOST_STATES, Content
 from lightning_robust.results.report.pictures import Drawing
 from lightning_robust.results.study import Run
-from lightning_robust.results.tables import NON_TEXT_ATTACKS
 
-_FILTERS = ("percent", "points", "count", "duration", "size", "counted", "change")
+_FILTERS = ("percent", "points", "count", "duration", "size", "counted", "change", "accuracy_interval")
 
 
 def render(content: Content, drawn: Mapping[str, str], target: Path) -> str:
@@ -52,7 +51,6 @@ def render(content: Content, drawn: Mapping[str, str], target: Path) -> str:
         heat_names=[f"heat-n{k}" for k in range(HEAT_STEPS, 0, -1)]
         + [f"heat-{'p' if k else ''}{k}" for k in range(HEAT_STEPS + 1)],
         most_states=MOST_STATES,
-        non_text=NON_TEXT_ATTACKS,
         files=files_folder(target).name,
     )
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lightning_robust.results import figures
 from lightning_robust.results.figures import BACKGROUND, BASELINE, Line, Style, slot_style
+from lightning_robust.results.report.formats import estimate
 from lightning_robust.results.report.measures import MEASURES, TITLES, Moment
 from lightning_robust.results.study import Condition
 
@@ -55,9 +56,9 @@ def curves(traces: Traces, styles: Styles, axis: str, suffix: str) -> list[Drawi
     measures = [
         column.key
         for column in MEASURES
-        if any(column.key in one.scores for moments in traces.values() for one in moments)
+        if any(not math.isnan(value) for moments in traces.values() for value in _values(moments, column.key))
     ]
-    if len(traces) == 1:
+    if len(traces) == 1 and measures:
         (moments,) = traces.values()
         lines = [
             _line(moments, measure, slot_style(slot), TITLES[measure])
@@ -91,8 +92,8 @@ def plane(traces: Traces, styles: Styles, suffix: str) -> Drawing | None:
 def _best(names: Sequence[str], traces: Traces) -> list[str]:
     def last(name: str, *measures: str) -> float:
         scores = traces[name][-1].scores if traces[name] else {}
-        values = [scores[one].effect.delta if one in scores else -math.inf for one in measures]
-        return sum(values)
+        values = [estimate(scores[one].effect) if one in scores else math.nan for one in measures]
+        return -math.inf if math.isnan(sum(values)) else sum(values)
 
     best = [
         max(names, key=lambda name: last(name, *ms)) for ms in (("adv",), ("ood_mean",), ("adv", "ood_mean"))
@@ -113,7 +114,7 @@ def _line(moments: Sequence[Moment], measure: str, style: Style, label: str = ""
 
 
 def _values(moments: Sequence[Moment], measure: str) -> list[float]:
-    return [one.scores[measure].effect.delta if measure in one.scores else math.nan for one in moments]
+    return [estimate(one.scores[measure].effect) if measure in one.scores else math.nan for one in moments]
 
 
 def _majority(traces: Traces, measure: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lightning_robust.results.correlations import StudyCorrelation
-from lightning_robust.results.report.formats import change, count, counted, listed, percent
+from lightning_robust.results.report.formats import accuracy_interval, change, count, counted, listed, percent
 from lightning_robust.results.report.measures import MEASURES, WHERE, Moment
 from lightning_robust.results.statistics import Correlation, Effect, Ratio, Verdict
 from lightning_robust.results.statistics.power import SEEDS
@@ -53,22 +53,22 @@ def statements(study: Study, verdicts: Sequence[StudyVerdict], selection: str) -
 
 
 def state(name: str, moments: Sequence[Moment]) -> str:
-    """Return one sentence on a condition: its accuracies at its first and last evaluation."""
+    """Return what became of a condition: its accuracies at its first and last evaluation."""
     if not moments:
         return f"{name}: its runs have no evaluation in common."
     first, last = moments[0], moments[-1]
+    told = [key for key, score in last.scores.items() if score.effect.known]
+    rest = _untold(last) + _absent(last)
     if len(moments) == 1:
         when = _when(last)
         scored = [
-            f"{_accuracy(last, key)} of answers are right {WHERE[key]} ({_items(last, key)})"
-            for key in last.scores
+            f"{_accuracy(last, key)} of answers are right {WHERE[key]} ({_items(last, key)})" for key in told
         ]
-        return f"{name} was evaluated once{f' ({when})' if when else ''}: {listed(scored) or 'nothing was measured'}.{_absent(last)}"
-    moves = [_move(key, first, last) for key in last.scores]
-    return (
-        f"{name} went from its first evaluation ({_when(first) or 'number 1'}) to its last "
-        f"({_when(last) or f'number {len(moments)}'}) {listed(moves) or 'without anything measured'}.{_absent(last)}"
-    )
+        start = f"{name} was evaluated once{f' ({when})' if when else ''}"
+        return f"{start}: {listed(scored)}.{rest}" if told else f"{start}.{rest}"
+    moves = listed([_move(key, first, last) for key in told])
+    start, end = _when(first) or "number 1", _when(last) or f"number {len(moments)}"
+    return f"{name} went from its first evaluation ({start}) to its last ({end}){' ' if moves else ''}{moves}.{rest}"
 
 
 def correlation_sentences(found: StudyCorrelation) -> list[str]:
@@ -211,22 +211,30 @@ def _correlation(one: Correlation) -> str:
 
 
 def _move(key: str, first: Moment, last: Moment) -> str:
-    if key not in first.scores:
+    before = first.scores.get(key)
+    if before is None or not before.effect.known:
         return f"to {_accuracy(last, key)} {WHERE[key]} ({_items(last, key)}; not measured at first)"
     return f"from {_accuracy(first, key)} to {_accuracy(last, key)} {WHERE[key]} ({_items(last, key)})"
 
 
 def _accuracy(moment: Moment, key: str) -> str:
     effect = moment.scores[key].effect
-    interval = f" [{percent(effect.low)}, {percent(effect.high)}]" if effect.known else ""
-    return f"{percent(effect.delta)}\u00a0%{interval}"
+    return f"{percent(effect.delta)}\u00a0% {accuracy_interval(effect)}"
 
 
 def _items(moment: Moment, key: str) -> str:
     effect = moment.scores[key].effect
-    items = counted(effect.num_items, "item")
     seeds = f"{counted(effect.num_seeds, 'seed')}, " if effect.num_seeds > 1 else ""
-    return f"{seeds}{items}" + ("" if effect.known else f"; no interval: {effect.reason}")
+    return f"{seeds}{counted(effect.num_items, 'item')}"
+
+
+def _untold(moment: Moment) -> str:
+    """Return why some accuracies are not given."""
+    reasons: dict[str, list[str]] = {}
+    for key, score in moment.scores.items():
+        if not score.effect.known:
+            reasons.setdefault(score.effect.reason, []).append(WHERE[key])
+    return "".join(f" No accuracy is given {listed(where, 'or')}: {why}." for why, where in reasons.items())
 
 
 def _absent(moment: Moment) -> str:
