@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_robust.callbacks.context import is_dry
@@ -79,10 +81,11 @@ class RunFolders:
         write_run_json(predictor.folder, predictor.info)
 
     def close(self, trainer: Trainer) -> None:
-        """Note that the training is finished, and how long it took."""
+        """Note that the training is finished, how long it took and how much memory."""
+        finished = {**elapsed(self._began), "peak_memory": _peak_memory(trainer)}
         for predictor in self.predictors:
             if predictor.folder is not None and trainer.is_global_zero:
-                write_run_json(predictor.folder, predictor.info | {"finished": elapsed(self._began)})
+                write_run_json(predictor.folder, predictor.info | {"finished": finished})
 
     def _base(self, trainer: Trainer, predictor: Predictor) -> Path | None:
         if is_dry(trainer):
@@ -166,6 +169,19 @@ def clock() -> tuple[float, float]:
 def elapsed(since: tuple[float, float]) -> dict[str, float]:
     """Return wall-clock and processor seconds since a `clock`; the latter do not suffer from a busy machine."""
     return {"seconds": perf_counter() - since[0], "cpu_seconds": process_time() - since[1]}
+
+
+def _peak_memory(trainer: Trainer) -> int | None:
+    """Return the most bytes that this process held: on its GPU where it trains on one, else altogether."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    # Kibibytes, but bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _free(trainer: Trainer, base: Path | None) -> Path | None:

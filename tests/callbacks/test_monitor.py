@@ -119,6 +119,7 @@ def test_run_json_names_the_training_seed_and_what_each_defense_aims_at(tmp_path
         ("VREx", "ood"),
     ]
     assert info["defenses"][0]["settings"]["step_size"] == 0.2
+    assert 10**7 < info["finished"]["peak_memory"] < 10**11  # bytes
 
 
 @pytest.mark.parametrize("defenses", [list, lambda: [FreeLB(), VREx()]])

@@ -17,6 +17,7 @@ from lightning_robust.results import RecordsError, load_study, transfer_matrix, 
 from lightning_robust.results.report import bundle
 from lightning_robust.results.report.content import look
 from lightning_robust.results.report.formats import change
+from tests.results.synthetic import write_run
 from tests.results.synthetic_study import PARTS, Plan, grid, write_study
 from tests.results.test_report import Page
 
@@ -267,3 +268,27 @@ def test_backbones_stand_apart(tmp_path: Path) -> None:
     assert "It rests on fgm against plain" in text
     names = {file.name for file in page.with_name("report_files").iterdir()}
     assert {"plane-1.svg", "plane-2.svg", "transfer-matrix-2.png"} <= names
+
+
+def test_the_gains_of_a_constant_answer_are_neither_coloured_nor_marked(tmp_path: Path) -> None:
+    plain = {"clean/clean": 0.85, "attack/deepwordbug": 0.2, "ood/yelp": 0.7}
+    for name, levels, aims in (
+        ("erm", plain, ()),
+        ("fgm", {**plain, "attack/deepwordbug": 0.8}, ("adversarial",)),
+        ("coral", dict.fromkeys(plain, 0.5), ("ood",)),
+    ):
+        for seed in range(3):
+            defenses = [{"name": name.upper(), "aim": aim, "settings": {}} for aim in aims]
+            folder = tmp_path / "study" / f"{name}-seed{seed}"
+            write_run(folder, folder.name, [levels], num_items=150, seed=seed, defenses=defenses)
+    html = write_report(tmp_path / "study", tmp_path / "r.html").read_text("utf-8")
+    matrix = html[html.index('<table class="heat">') :]
+    rows = {
+        name: re.search(rf"<tr><th[^>]*>[^<]*{name}.*?</tr>", matrix, re.DOTALL) for name in ("fgm", "coral")
+    }
+    assert rows["fgm"] is not None
+    assert rows["coral"] is not None
+    assert "▲" in rows["fgm"][0]
+    assert "▲" not in rows["coral"][0]
+    assert rows["coral"][0].count('<td class="hatched"') == rows["coral"][0].count("<td ")
+    assert "counted in no verdict" in html

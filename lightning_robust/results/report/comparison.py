@@ -57,6 +57,11 @@ class Heat(NamedTuple):
     notes: Notes
 
     @property
+    def collapsed(self) -> bool:
+        """Whether a row is that of a constant answer."""
+        return any(row.collapsed for _, rows in self.groups for row in rows)
+
+    @property
     def several(self) -> bool:
         """Whether rows need numbers."""
         return sum(len(rows) for _, rows in self.groups) > 1
@@ -75,6 +80,9 @@ def heat(matrix: TransferMatrix, backbone: str, styles: Styles) -> Heat | None:
         cells = [
             _heat_cell(matrix.cells[row][k], float(matrix.adjusted[row, k]), scale, notes) for k in places
         ]
+        if matrix.collapsed[row]:
+            # A constant answer under attack is no gain: neither colour nor mark.
+            cells = [one._replace(css="hatched", mark="", words="of a constant answer") for one in cells]
         seeds = counted(max((one.num_seeds for one in matrix.cells[row] if one), default=0), "seed")
         entry = HeatRow(number, condition.name, seeds, styles[condition.name], cells, matrix.collapsed[row])
         groups.setdefault(AIM_TITLES[condition.aim], []).append(entry)
@@ -99,7 +107,10 @@ def heat_figure(shown: Heat, values: Mapping[tuple[str, str], float], suffix: st
                 (
                     f"{row.number}  {row.name}",
                     [
-                        Cell(values.get((row.name, column), math.nan), bool(cell.mark))
+                        Cell(
+                            math.nan if row.collapsed else values.get((row.name, column), math.nan),
+                            bool(cell.mark),
+                        )
                         for column, cell in zip(shown.columns, row.cells, strict=True)
                     ],
                 )
@@ -112,8 +123,9 @@ def heat_figure(shown: Heat, values: Mapping[tuple[str, str], float], suffix: st
 
 
 def scale_of(matrix: TransferMatrix) -> float:
-    """Return the change that gets the strongest colour: the largest one, in whole points."""
-    known = [abs(one.delta) for row in matrix.cells for one in row if one is not None and one.known]
+    """Return the change that gets the strongest colour: the largest of rows that did not collapse, in whole points."""
+    rows = [row for row, collapsed in zip(matrix.cells, matrix.collapsed, strict=True) if not collapsed]
+    known = [abs(one.delta) for row in rows for one in row if one is not None and one.known]
     return max(math.ceil(100 * max(known, default=0.0)) / 100, _LEAST_SCALE)
 
 

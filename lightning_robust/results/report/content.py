@@ -166,7 +166,9 @@ def _backbone(
     conditions = [one for one in study.conditions if one.backbone == name]
     baselines = {one.name for one in (study.baseline(other) for other in conditions) if one is not None}
     traces = {one.name: moments(one, axis, rule) for one in conditions}
-    styles = pictures.styles_of(conditions, [one.name for one in conditions if one.name in baselines], traces)
+    plain = [one.name for one in conditions if one.name in baselines]
+    collapsed = [c.name for c, flat in zip(matrix.conditions, matrix.collapsed, strict=True) if flat]
+    styles = pictures.styles_of(conditions, plain, collapsed, traces)
     heat = comparison.heat(matrix, name, styles)
     together = [one for one in correlations if one.backbone == name]
     numbers = {row.name: row.number for _, rows in heat.groups for row in rows} if heat else {}

@@ -29,13 +29,15 @@ class Drawing(NamedTuple):
     label: str
 
 
-def styles_of(conditions: Sequence[Condition], baselines: Sequence[str], traces: Traces) -> dict[str, Style]:
+def styles_of(
+    conditions: Sequence[Condition], baselines: Sequence[str], collapsed: Sequence[str], traces: Traces
+) -> dict[str, Style]:
     """Return how each condition of a backbone is drawn.
 
     Many conditions would not be told apart: then only the baseline and the defenses with the highest adversarial
-    and OOD accuracy, and the highest mean of both, keep a colour.
+    and OOD accuracy, and the highest mean of both, keep a colour. Collapsed ones never have one.
     """
-    names = [one.name for one in conditions if one.name not in baselines]
+    names = [one.name for one in conditions if one.name not in (*baselines, *collapsed)]
     styles = dict.fromkeys(baselines, BASELINE)
     strong = names if len(names) <= MOST_COLORED else _best(names, traces)
     for slot, name in enumerate(strong):

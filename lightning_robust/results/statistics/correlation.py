@@ -94,7 +94,7 @@ def transfer_correlation(
     def estimate(name: str) -> Correlation:
         least, number = LEAST_DEFENSES[name], len(x)
         if number < least:
-            return _none(number, f"{number} defenses are too few for an interval ({least} are needed)")
+            return _none(number, _too_few(number, least))
         if name == "partial" and z is None:
             return _none(number, "no effects on clean accuracy")
         columns = [x, y] if name != "partial" or z is None else [x, y, z]
@@ -178,6 +178,11 @@ def _unreliable(reliability: tuple[float, float]) -> str:
                 f"differ (at most {100 * (1 - LEAST_RELIABILITY):.0f} % would do)"
             )
     return ""
+
+
+def _too_few(number: int, least: int) -> str:
+    found = "1 defense is" if number == 1 else f"{number} defenses are"
+    return f"{found} too few for an interval ({least} are needed)"
 
 
 def _none(number: int, reason: str) -> Correlation:

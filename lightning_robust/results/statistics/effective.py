@@ -80,10 +80,12 @@ def probit(shares: ArrayLike) -> Floats:
 def _unfit(clean: float, baselines: Floats) -> str:
     different = len(np.unique(np.round(baselines, 6)))
     if different < LEAST_BASELINES:
-        return (
-            f"{different} undefended models of different clean accuracy are too few for a line "
-            f"({LEAST_BASELINES} are needed)"
+        models = (
+            "1 undefended model is"
+            if different == 1
+            else f"{different} undefended models of different clean accuracy are"
         )
+        return f"{models} too few for a line ({LEAST_BASELINES} are needed)"
     if not baselines.min() <= clean <= baselines.max():
         return "its clean accuracy lies outside of the undefended models'"
     return ""
