@@ -234,7 +234,7 @@ def test_many_conditions_stay_readable(tmp_path: Path) -> None:
     assert 2 <= len(backbone.legend) <= 4
     assert backbone.legend[0][1] == "erm"
     assert {name for _, name in backbone.changes_legend} == {
-        "aim at adversarial robustness", "aim at both", "aim at ood robustness",
+        "aim at adversarial robustness", "aim at both", "aim at OOD robustness",
     }  # fmt: skip
     accuracies = {
         name: trace[-1].scores["adv"].effect.delta for name, trace in backbone.traces.items() if name != "erm"

@@ -160,7 +160,9 @@ def aim_style(condition: Condition) -> Style:
 def aims_legend(conditions: Sequence[Condition]) -> list[tuple[Style, str]]:
     """Return the legend of ``aim_style``."""
     present = dict.fromkeys(one.aim for one in conditions)
-    return [(slot_style(_AIM_SLOTS[aim]), AIM_TITLES[aim].lower()) for aim in present]
+    return [
+        (slot_style(_AIM_SLOTS[aim]), AIM_TITLES[aim][0].lower() + AIM_TITLES[aim][1:]) for aim in present
+    ]
 
 
 def effective(found: Sequence[EffectiveRobustness], styles: Styles) -> list[Drawing]:
