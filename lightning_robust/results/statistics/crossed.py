@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -117,22 +117,22 @@ def tail(x: float, seed_error: float, item_error: float, df: int) -> float:
     The sum is the reference of Behrens and Fisher: exact where one error is negligible, slightly too wide between.
     """
     if seed_error <= 1e-9 * item_error:
-        return float(2 * stats.norm.sf(x / item_error)) if item_error else float(x == 0)
+        return float(2 * special.ndtr(-x / item_error)) if item_error else float(x == 0)
     if item_error <= 1e-9 * seed_error:
-        return float(2 * stats.t.sf(x / seed_error, df))
+        return float(2 * special.stdtr(df, -x / seed_error))
     # Over the variable that jumps least: the other one smooths it.
     if seed_error > item_error:
         nodes, weights = _normal_nodes()
-        return min(1.0, float(2 * weights @ stats.t.sf((x - item_error * nodes) / seed_error, df)))
+        return min(1.0, float(2 * weights @ special.stdtr(df, (item_error * nodes - x) / seed_error)))
     nodes, weights = _student_nodes(df)
-    return min(1.0, float(2 * weights @ stats.norm.sf((x - seed_error * nodes) / item_error)))
+    return min(1.0, float(2 * weights @ special.ndtr((seed_error * nodes - x) / item_error)))
 
 
 def tail_quantile(share: float, seed_error: float, item_error: float, df: int) -> float:
     """Return the ``x`` that ``tail`` maps to ``share``."""
     if seed_error <= 1e-9 * item_error:
-        return float(item_error * stats.norm.isf(share / 2))
-    high = float(seed_error * stats.t.isf(share / 2, df) + item_error * stats.norm.isf(share / 2))
+        return float(-item_error * special.ndtri(share / 2))
+    high = -float(seed_error * special.stdtrit(df, share / 2) + item_error * special.ndtri(share / 2))
     if item_error <= 1e-9 * seed_error:
         return high
     return float(
