@@ -4,7 +4,8 @@ Run:    python benchmarks/defense_study.py run --jobs 2      (finished runs are 
 Table:  python benchmarks/defense_study.py table
 
 Needs the real data, models and lexical resources in ../shared. What a run measured is one line of
-benchmarks/defense_study.jsonl; its records are in checkpoints/defense_study.
+benchmarks/defense_study.jsonl: which items were answered right, as bits in the order of their ids. The table and its
+intervals are made from these lines; records and texts are in checkpoints/defense_study.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from lightning_robust.results import Effect, effect, holm, load_study
+from lightning_robust.results.statistics import wilson
 
 SHARED = Path("../shared")
 RESULTS = Path("benchmarks/defense_study.jsonl")
@@ -40,14 +45,16 @@ MONITOR: dict[str, Any] = {
     "init_args": {"attacks": ATTACKS, "num_examples": 150, "every_n_epochs": 1000, "autocast": "bfloat16"},
 }
 COLUMNS = {
-    "clean": "clean/accuracy",
-    "deepwordbug": "adv/deepwordbug/accuracy",
-    "pwws": "adv/pwws/accuracy",
-    "embedding_pgd": "adv/embedding_pgd/accuracy",
-    "AdvGLUE": "adv/advglue/accuracy",
-    "OOD mean": "ood/accuracy",
-    "OOD worst": "ood/worst_accuracy",
+    "clean": ["clean/clean"],
+    "deepwordbug": ["attack/deepwordbug"],
+    "pwws": ["attack/pwws"],
+    "embedding_pgd": ["attack/embedding_pgd"],
+    "AdvGLUE": ["adversarial/advglue"],
+    "OOD mean": ["ood/imdb", "ood/yelp", "ood/contrast", "ood/style"],
 }
+"""What the table shows, and the parts that each is the mean of."""
+
+Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def rows() -> list[str]:
@@ -98,55 +105,96 @@ def _environment() -> dict[str, str]:
 
 
 def _note(row: str, seed: int, folder: Path) -> None:
-    from lightning_robust.results import evaluations, metrics, read_records, read_run_json
-
-    values = metrics(evaluations(read_records(folder))[-1].table)
-    info = read_run_json(folder)
-    monitor = sum(evaluation["cpu_seconds"] for evaluation in info["evaluations"])
-    run = {
+    (run,) = load_study(folder).runs
+    parts = run.evaluations[-1].parts
+    monitor = sum(evaluation["cpu_seconds"] for evaluation in run.info["evaluations"])
+    line = {
         "row": row,
         "seed": seed,
-        **{column: round(values[key], 6) for column, key in COLUMNS.items()},
-        "training_seconds": round(info["finished"]["cpu_seconds"] - monitor, 1),
+        "right": {
+            "/".join(key): _packed(part.correct[np.argsort(part.items.ids)]) for key, part in parts.items()
+        },
+        "majority": round(parts["clean", "clean"].majority, 6),
+        "training_seconds": round(run.info["finished"]["cpu_seconds"] - monitor, 1),
         "monitor_seconds": round(monitor, 1),
-        "commit": (info.get("git") or {}).get("commit"),
+        "commit": (run.info.get("git") or {}).get("commit"),
     }
     with RESULTS.open("a") as file:
-        file.write(json.dumps(run) + "\n")
+        file.write(json.dumps(line) + "\n")
+
+
+def _packed(right: Bits) -> str:
+    return f"{len(right)}:{np.packbits(right).tobytes().hex()}"
+
+
+def _unpacked(text: str) -> Bits:
+    number, _, bits = text.partition(":")
+    packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
+    return np.unpackbits(packed, count=int(number)).astype(bool)
 
 
 def table() -> str:
-    """Return the table: plain training's accuracies, and for each defense the changes against it."""
-    runs = finished()
-    lines = [
-        f"| row | seeds | {' | '.join(COLUMNS)} | time |",
-        f"|---|---|{'---|' * (len(COLUMNS) + 1)}",
-    ]
+    """Return the table: plain training's accuracies, and for each defense the changes against it, in points."""
+    runs, lines, effects = finished(), [], {}
     for row in rows():
-        baseline = "erm+lora" if row.endswith("+lora") else "erm"
-        seeds = [s for s in range(SEEDS) if (row, s) in runs and (baseline, s) in runs]
+        plain = _baseline(row)
+        seeds = [s for s in range(SEEDS) if (row, s) in runs and (plain, s) in runs]
+        if seeds and row != plain:
+            for column, parts in COLUMNS.items():
+                effects[row, column] = _change(runs, row, plain, seeds, parts)
+    adjusted = dict(zip(effects, holm([one.p_value for one in effects.values()]).tolist(), strict=True))
+    for row in rows():
+        plain = _baseline(row)
+        seeds = [s for s in range(SEEDS) if (row, s) in runs and (plain, s) in runs]
         if not seeds:
             continue
-        own, plain = ([runs[name, seed] for seed in seeds] for name in (row, baseline))
-        cells = [
-            _cell(
-                [o[c] - p[c] if row != baseline else o[c] for o, p in zip(own, plain, strict=True)],
-                row != baseline,
-            )
-            for c in COLUMNS
-        ]
-        time = statistics.mean(
-            o["training_seconds"] / p["training_seconds"] for o, p in zip(own, plain, strict=True)
-        )
-        lines.append(f"| `{row}` | {len(seeds)} | {' | '.join(cells)} | {time:.2f} |")
-    return "\n".join(lines)
+        if row == plain:
+            cells = [f"{100 * _accuracy(runs, row, seeds, parts):.1f}" for parts in COLUMNS.values()]
+        else:
+            cells = [_cell(effects[row, column], adjusted[row, column]) for column in COLUMNS]
+        times = [runs[row, s]["training_seconds"] / runs[plain, s]["training_seconds"] for s in seeds]
+        name = f"`{row}`" + (" (collapsed)" if _is_collapsed(runs, row, seeds) else "")
+        lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} | {np.mean(times):.2f} |")
+    return "\n".join(
+        [f"| row | seeds | {' | '.join(COLUMNS)} | time |", f"|---|---|{'---|' * (len(COLUMNS) + 1)}", *lines]
+    )
 
 
-def _cell(values: list[float], change: bool) -> str:
-    """Percentage points, with the lowest and the highest seed."""
-    points = [100 * value for value in values]
-    sign = "+" if change else ""
-    return f"{statistics.mean(points):{sign}.1f} ({min(points):{sign}.1f} … {max(points):{sign}.1f})"
+def _baseline(row: str) -> str:
+    return "erm+lora" if row.endswith("+lora") else "erm"
+
+
+def _change(
+    runs: dict[tuple[str, int], dict[str, Any]], row: str, plain: str, seeds: list[int], parts: list[str]
+) -> Effect:
+    treated, baseline = ([_right(runs[name, s], parts) for s in seeds] for name in (row, plain))
+    strata = np.repeat(parts, [len(_unpacked(runs[row, seeds[0]]["right"][part])) for part in parts])
+    return effect(treated, baseline, strata=strata if len(parts) > 1 else None)
+
+
+def _right(run: dict[str, Any], parts: list[str]) -> Bits:
+    return np.concatenate([_unpacked(run["right"][part]) for part in parts])
+
+
+def _accuracy(
+    runs: dict[tuple[str, int], dict[str, Any]], row: str, seeds: list[int], parts: list[str]
+) -> float:
+    return float(np.mean([[_unpacked(runs[row, s]["right"][part]).mean() for part in parts] for s in seeds]))
+
+
+def _is_collapsed(runs: dict[tuple[str, int], dict[str, Any]], row: str, seeds: list[int]) -> bool:
+    """Return whether half of the runs are no better on clean items than a constant answer."""
+    clean = [_unpacked(runs[row, s]["right"]["clean/clean"]) for s in seeds]
+    low = [wilson(float(right.mean()), len(right))[0] for right in clean]
+    constant = [one <= runs[row, s]["majority"] for one, s in zip(low, seeds, strict=True)]
+    return sum(constant) >= len(seeds) / 2
+
+
+def _cell(found: Effect, adjusted: float) -> str:
+    """Points with the 95 % interval, in bold where Holm's correction over the table leaves p below 0.05."""
+    # The sum makes 0 of -0.
+    delta, low, high = (f"{round(100 * one, 1) + 0.0:+.1f}" for one in (found.delta, found.low, found.high))
+    return f"{f'**{delta}**' if adjusted < 0.05 else delta} [{low}, {high}]"
 
 
 def main() -> None:
