@@ -187,7 +187,7 @@ def _is_collapsed(runs: dict[tuple[str, int], dict[str, Any]], row: str, seeds: 
     clean = [_unpacked(runs[row, s]["right"]["clean/clean"]) for s in seeds]
     low = [wilson(float(right.mean()), len(right))[0] for right in clean]
     constant = [one <= runs[row, s]["majority"] for one, s in zip(low, seeds, strict=True)]
-    return sum(constant) >= len(seeds) / 2
+    return bool(sum(constant) >= len(seeds) / 2)
 
 
 def _cell(found: Effect, adjusted: float) -> str:
