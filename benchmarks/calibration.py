@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from lightning_robust.results.statistics import (
     Components,
     Simulation,
     crossed_mean,
     effect,
+    effective_robustness,
     holm,
     minimal_detectable_effect,
+    probit,
     transfer_correlation,
     transfer_ratio,
     transfer_verdict,
@@ -79,8 +82,8 @@ def verdict(cell: Cell, rng: np.random.Generator) -> dict[str, float]:
     target = Simulation(seed=cell["luck"])
     other = Simulation(change=0.0 if cell["off"] == 0 else 0.5, seed=cell["luck"])
     off = 0.0 if cell["off"] == 0 else _gain(other, cell["off"])
-    on, _luck = target.answers(rng, [1.5], cell["seeds"], cell["items"])
-    shifted, _luck = other.answers(rng, [off], cell["seeds"], cell["items"])
+    on, luck = target.answers(rng, [1.5], cell["seeds"], cell["items"])
+    shifted, _luck = other.answers(rng, [off], cell["seeds"], cell["items"], luck)
     label = transfer_verdict((on[1], on[0]), (shifted[1], shifted[0])).label
     return {name: label == name for name in ("positive", "negative", "neutral", "inconclusive")}
 
@@ -88,8 +91,8 @@ def verdict(cell: Cell, rng: np.random.Generator) -> dict[str, float]:
 def ratio(cell: Cell, rng: np.random.Generator) -> dict[str, float]:
     """Fieller's interval of the transfer ratio, where it is estimable."""
     world = Simulation(seed=cell["luck"])
-    on, _luck = world.answers(rng, [1.2], cell["seeds"], cell["items"])
-    off, _luck = world.answers(rng, [0.5], cell["seeds"], cell["items"])
+    on, luck = world.answers(rng, [1.2], cell["seeds"], cell["items"])
+    off, _luck = world.answers(rng, [0.5], cell["seeds"], cell["items"], luck)
     found = transfer_ratio((on[1], on[0]), (off[1], off[0]))
     truth = world.effect(0.5) / world.effect(1.2)
     return {
@@ -103,7 +106,9 @@ def correlation(cell: Cell, rng: np.random.Generator) -> dict[str, float]:
     defenses, rho = cell["defenses"], cell["rho"]
     gains = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], defenses) * cell["spread"]
     world = Simulation(seed=cell["luck"])
-    sides = [world.answers(rng, list(gains[:, k]), cell["seeds"], cell["items"])[0] for k in (0, 1)]
+    adv, luck = world.answers(rng, list(gains[:, 0]), cell["seeds"], cell["items"])
+    ood, _luck = world.answers(rng, list(gains[:, 1]), cell["seeds"], cell["items"], luck)
+    sides = [adv, ood]
     deltas = [side[1:].mean(axis=(1, 2)) - side[0].mean() for side in sides]
     errors = [_errors(side[1:].astype(float)) for side in sides]
     found = transfer_correlation(*deltas, adv_errors=errors[0], ood_errors=errors[1])
@@ -115,6 +120,20 @@ def correlation(cell: Cell, rng: np.random.Generator) -> dict[str, float]:
         if found.spearman.reason
         else found.spearman.low <= rank <= found.spearman.high,
     }
+
+
+def effective(cell: Cell, rng: np.random.Generator) -> dict[str, float]:
+    """Effective robustness of an undefended model like the others: is it called different?"""
+    clean = rng.uniform(0.7, 0.95, cell["models"])
+    robust = stats.norm.cdf(0.9 * probit(clean) - 0.5 + rng.normal(0, 0.08, cell["models"]))
+    x = rng.uniform(clean.min(), clean.max())
+    y = stats.norm.cdf(0.9 * probit([x])[0] - 0.5 + rng.normal(0, 0.08))
+    seeds = y + rng.normal(0, cell["error"] * math.sqrt(cell["seeds"]), cell["seeds"])
+    error = float(seeds.std(ddof=1)) / math.sqrt(cell["seeds"])
+    found = effective_robustness(
+        x, float(seeds.mean()), clean, robust, robust_error=error, num_seeds=cell["seeds"]
+    )
+    return {"called different": found.sign != 0}
 
 
 def power(cell: Cell, rng: np.random.Generator) -> dict[str, float]:
@@ -135,6 +154,7 @@ QUANTITIES: dict[str, tuple[Callable[[Cell, np.random.Generator], dict[str, floa
     "verdict": (verdict, 1000),
     "ratio": (ratio, 500),
     "correlation": (correlation, 1000),
+    "effective": (effective, 2000),
     "power": (power, 2000),
 }
 """What is simulated, and how many studies make a cell."""
@@ -161,8 +181,11 @@ def cells() -> Iterator[Cell]:
             yield {"quantity": "ratio", **size}
     for seeds, defenses in ((3, 5), (3, 8), (3, 12), (5, 12)):
         for rho in (0.0, 0.5):
-            size = {"seeds": seeds, "items": 300, "luck": 0.05, "spread": 0.6}
+            size = {"seeds": seeds, "items": 300, "luck": 0.05, "spread": 1.0}
             yield {"quantity": "correlation", "defenses": defenses, "rho": rho, **size}
+    for models in (5, 8, 15):
+        for error in (0.003, 0.02):
+            yield {"quantity": "effective", "models": models, "error": error, "seeds": 3}
     for seeds in (2, 3, 5, 10):
         for seed_points in (0.0, 1.0):
             yield {"quantity": "power", "seeds": seeds, "items": 300, "seed_points": seed_points}

@@ -103,27 +103,28 @@ def study_effective_robustness(study: Study, *, rule: Rule = "last") -> list[Eff
 
 def _beyond(study: Study, kind: Aim, column: Column, rule: Rule) -> list[EffectiveRobustness]:
     known = [
-        (one, clean.delta, robust)
+        (one, clean, robust)
         for one in study.conditions
         if not one.stage
         and (clean := condition_accuracy(one, CLEAN, rule)) is not None
         and (robust := condition_accuracy(one, column, rule)) is not None
     ]
-    line = [(clean, robust.delta) for one, clean, robust in known if one.aim == "none"]
+    line = [(clean.delta, robust.delta) for one, clean, robust in known if one.aim == "none"]
 
-    def beyond(clean: float, robust: Effect) -> Effect:
+    def beyond(clean: Effect, robust: Effect) -> Effect:
         return effective_robustness(
-            clean,
+            clean.delta,
             robust.delta,
             [x for x, _ in line],
             [y for _, y in line],
             robust_error=robust.standard_error,
+            clean_error=clean.standard_error,
             num_seeds=robust.num_seeds,
             num_items=robust.num_items,
         )
 
     return [
-        EffectiveRobustness(one, clean, robust.delta, kind, beyond(clean, robust))
+        EffectiveRobustness(one, clean.delta, robust.delta, kind, beyond(clean, robust))
         for one, clean, robust in known
         if one.aim != "none"
     ]
@@ -146,6 +147,7 @@ def _correlation(
         None if clean is None else [one.delta for one in on_clean if one is not None],
         adv_errors=_errors(adv),
         ood_errors=_errors(ood),
+        clean_errors=None if clean is None else _errors(clean),
     )
     points = [Point(*row) for row in zip(members, on_adv, on_ood, on_clean, strict=True)]
     return StudyCorrelation(

@@ -189,15 +189,16 @@ def transfer_deltas(reference: Records, records: Records) -> dict[str, float]:
     ``transfer/adv_delta`` and ``transfer/ood_delta`` (NaN without common items), the ends of their 95 %
     intervals for this training run, ``transfer/adv_low`` to ``transfer/ood_high`` (NaN where `effect` gives
     none), and ``transfer/ratio``, OOD change per adversarial change: NaN, as not estimable, unless the latter's
-    interval leaves out 0.
+    interval leaves out 0. An evaluation compared with itself has changed by exactly 0.
     """
     before, after = groups(reference), groups(records)
     adv, ood = change(before, after, "adv"), change(before, after, "ood")
     found: dict[str, float] = {}
     for name, one in (("adv", adv), ("ood", ood)):
+        itself = reference is records and one.num_items > 0
         found[f"transfer/{name}_delta"] = one.delta
-        found[f"transfer/{name}_low"] = one.low
-        found[f"transfer/{name}_high"] = one.high
+        found[f"transfer/{name}_low"] = 0.0 if itself else one.low
+        found[f"transfer/{name}_high"] = 0.0 if itself else one.high
     estimable = adv.low > 0 or adv.high < 0
     return found | {"transfer/ratio": ood.delta / adv.delta if estimable else math.nan}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from lightning_robust.results.statistics import (
 from lightning_robust.results.study import Condition, Run, Study, columns, pair, seed_pairs
 
 Aim = Literal["adv", "ood"]
+ALPHA = 0.05
 AIMS: dict[str, Aim] = {"adversarial": "adv", "ood": "ood"}
 
 
@@ -230,11 +231,15 @@ def _study_verdict(
         return without("the defenses and their baseline have no seed in common")
     adv, ood = (together(members, baseline, column, rule) for column in (ADV, OOD_MEAN))
     if adv is None or ood is None:
-        return without(f"{'adversarial' if adv is None else 'OOD'} accuracy was not measured in all runs")
+        kind, column = ("adversarial", ADV) if adv is None else ("OOD", OOD_MEAN)
+        measured = any(condition_accuracy(one, column, rule) for one in [*members, baseline])
+        return without(
+            f"{kind} accuracy was {'not measured in all runs' if measured else 'measured in no run'}"
+        )
     smallest = min(adv.baseline.shape[1], ood.baseline.shape[1])
     if smallest < min_items:
         return without(f"{smallest} common items are too few ({min_items} are needed)")
-    verdict = transfer_verdict(
+    found = transfer_verdict(
         (adv.treated.mean(axis=0), adv.baseline),
         (ood.treated.mean(axis=0), ood.baseline),
         aim=aim,
@@ -242,4 +247,36 @@ def _study_verdict(
         adv_strata=adv.strata,
         ood_strata=ood.strata,
     )
+    off = ood if aim == "adv" else adv
+    verdict = _unless_they_differ(found, [one.name for one in members], off)
     return StudyVerdict(backbone, aim, members, baseline, verdict, "", left_out)
+
+
+def _unless_they_differ(found: Verdict, names: Sequence[str], off: Together) -> Verdict:
+    """Return a verdict on a mean, or ``inconclusive`` where single defenses contradict it.
+
+    Some gain and some lose, or the mean is neutral and a defense is not: p-values by Holm over the defenses.
+    """
+    effects = [effect(treated, off.baseline, strata=off.strata) for treated in off.treated]
+    shown = holm([one.p_value for one in effects]) < ALPHA
+    beyond = [not (-found.margin < one.low and one.high < found.margin) for one in effects]
+    moved = [
+        [
+            name
+            for name, one, p, out in zip(names, effects, shown, beyond, strict=True)
+            if p and out and sign * one.delta > 0
+        ]
+        for sign in (1, -1)
+    ]
+    raised, lowered = (", ".join(side) for side in moved)
+    if found.label == "inconclusive" or not (raised or lowered):
+        return found
+    if raised and lowered:
+        reason = f"the defenses differ: {raised} raised the other kind, {lowered} lowered it"
+    elif found.label == "neutral":
+        reason = (
+            f"the defenses differ: {raised or lowered} {'raised' if raised else 'lowered'} the other kind"
+        )
+    else:
+        return found
+    return replace(found, label="inconclusive", reason=reason)

@@ -187,3 +187,13 @@ def test_transfer_ratio_is_nan_without_an_adversarial_change() -> None:
 def test_transfer_falls_back_to_static_environments() -> None:
     before, after = static("adversarial", "advglue", "0000"), static("adversarial", "advglue", "1000")
     assert transfer_deltas(before, after)["transfer/adv_delta"] == 0.25
+
+
+def test_an_evaluation_compared_with_itself_has_changed_by_nothing():
+    rows = evaluation("run", 0, 1, {"clean/clean": 0.8, "attack/deepwordbug": 0.5}, num_items=60)
+    found = transfer_deltas(rows, rows)
+    assert [found[f"transfer/adv_{name}"] for name in ("delta", "low", "high")] == [0, 0, 0]
+    assert math.isnan(found["transfer/ood_delta"])
+    assert math.isnan(found["transfer/ood_low"])
+    again = transfer_deltas(rows, list(rows))
+    assert again["transfer/adv_low"] < 0 < again["transfer/adv_high"]

@@ -16,8 +16,8 @@ from lightning_robust.results.statistics.effects import StatisticsError
 LEAST_DEFENSES = {"pearson": 5, "spearman": 8, "partial": 6}
 """Fewer defenses give intervals that hold nearly every correlation, or do not cover (benchmarks/README.md)."""
 
-LEAST_RELIABILITY = 0.8
-"""Below it, noise pulls a correlation so far towards 0 that its interval misses the true one too often."""
+MOST_BIAS = 0.25
+"""Noise may move a correlation by so many of its standard errors at most: intervals then still cover 94 %."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class TransferCorrelation:
         pearson: On the effects.
         spearman: On their ranks.
         partial: Pearson's, given Δ clean.
-        reliability: Share of the variance between defenses that is not noise of seeds and items, for adversarial
-            and OOD effects.
+        reliability: Share of the variance between defenses that is not noise of seeds and items, by kind; NaN
+            where errors were not given.
     """
 
     pearson: Correlation
     spearman: Correlation
     partial: Correlation
-    reliability: tuple[float, float]
+    reliability: dict[str, float]
 
 
 def transfer_correlation(
@@ -64,6 +64,7 @@ def transfer_correlation(
     *,
     adv_errors: ArrayLike | None = None,
     ood_errors: ArrayLike | None = None,
+    clean_errors: ArrayLike | None = None,
     confidence: float = 0.95,
 ) -> TransferCorrelation:
     """Return the correlations of defenses' adversarial and OOD effects.
@@ -77,9 +78,12 @@ def transfer_correlation(
         adv: Adversarial effects, ``(defenses,)``.
         ood: OOD effects, ``(defenses,)``.
         clean: Clean effects for the partial correlation.
-        adv_errors: Standard errors of ``adv`` that differ between defenses; with them a correlation is given only
-            where noise is a fifth of the variance at most.
+        adv_errors: Standard errors of ``adv`` that differ between defenses. With errors, a correlation is given only
+            where noise can move it by a quarter of its standard error at most. Noise pulls correlations towards 0, or
+            towards 1 where both accuracies share a training run's luck; noise in ``clean`` leaves in the partial
+            correlation what it should take out.
         ood_errors: The same for ``ood``.
+        clean_errors: The same for ``clean``.
         confidence: Of the intervals.
 
     Raises:
@@ -88,8 +92,9 @@ def transfer_correlation(
     x, y, z = _column(adv, "adv"), _column(ood, "ood"), None if clean is None else _column(clean, "clean")
     if len(x) != len(y) or (z is not None and len(z) != len(x)):
         raise StatisticsError("Expected one effect of each kind for each defense, but the lengths differ.")
-    reliability = (_reliability(x, adv_errors), _reliability(y, ood_errors))
-    reason = _unreliable(reliability)
+    reliability = {"adversarial": _reliability(x, adv_errors), "OOD": _reliability(y, ood_errors)}
+    if z is not None:
+        reliability["clean"] = _reliability(z, clean_errors)
 
     def estimate(name: str) -> Correlation:
         least, number = LEAST_DEFENSES[name], len(x)
@@ -100,11 +105,14 @@ def transfer_correlation(
         columns = [x, y] if name != "partial" or z is None else [x, y, z]
         if any(np.ptp(column) == 0 for column in columns):
             return _none(number, "all defenses have the same effect")
+        error = 1 / math.sqrt(number - 3 - (name == "partial"))
+        kinds = ("adversarial", "OOD", "clean")[: len(columns)]
+        reason = _unreliable({kind: reliability[kind] for kind in kinds}, MOST_BIAS * error)
         if reason:
             return _none(number, reason)
         value = _correlate(columns, ranks=name == "spearman")
-        variance = (1 + value**2 / 2 if name == "spearman" else 1) / (number - 3 - (name == "partial"))
-        low, high = _fisher(value, math.sqrt(variance), confidence)
+        wider = math.sqrt(1 + value**2 / 2) if name == "spearman" else 1.0
+        low, high = _fisher(value, error * wider, confidence)
         return Correlation(value, low, high, number)
 
     return TransferCorrelation(estimate("pearson"), estimate("spearman"), estimate("partial"), reliability)
@@ -170,12 +178,12 @@ def _reliability(effects: Floats, errors: ArrayLike | None) -> float:
     return max(0.0, 1 - noise / total) if total else 0.0
 
 
-def _unreliable(reliability: tuple[float, float]) -> str:
-    for share, kind in zip(reliability, ("adversarial", "OOD"), strict=True):
-        if share < LEAST_RELIABILITY:
+def _unreliable(reliability: dict[str, float], most: float) -> str:
+    for kind, share in reliability.items():
+        if 1 - share > most:
             return (
                 f"noise of seeds and items makes up {100 * (1 - share):.0f} % of how the defenses' {kind} effects "
-                f"differ (at most {100 * (1 - LEAST_RELIABILITY):.0f} % would do)"
+                f"differ (at most {100 * most:.0f} % would do)"
             )
     return ""
 

@@ -84,11 +84,17 @@ def crossed_mean(values: Floats, strata: Ints | None = None) -> CrossedMean:
     )
 
 
-def components(values: Floats, strata: Ints | None = None) -> Components:
+def components(values: Floats, strata: Ints | None = None, *, guard: float = 0.5) -> Components:
     """Return the variance components of ``values (seeds, items)``, none below 0.
 
     With strata they are those of an item of the mean over strata, if further items are spread as these are. With one
     seed the rest cannot be told from the items, and the seeds' is NaN.
+
+    Args:
+        values: ``(seeds, items)``.
+        strata: ``(items,)`` numbers of groups of items that count equally.
+        guard: Probability that the seeds' true variance is no larger than the one returned. A few seeds often
+            happen to agree, so that plans need more than 0.5 (Browne 1995, doi:10.1002/sim.4780141709).
     """
     num_seeds, num_items = values.shape
     groups = split(values, strata)
@@ -97,7 +103,10 @@ def components(values: Floats, strata: Ints | None = None) -> Components:
     if num_seeds == 1:
         return Components(math.nan, items, 0.0)
     residual = num_items * sum(weight**2 * _residual_variance(group) / group.shape[1] for group in groups)
-    seeds = float(seed_means(values, strata).var(ddof=1)) - residual / num_items
+    seeds = float(seed_means(values, strata).var(ddof=1))
+    if guard != 0.5:
+        seeds *= (num_seeds - 1) / float(special.chdtri(num_seeds - 1, guard))
+    seeds -= residual / num_items
     return Components(max(seeds, 0.0), max(items, 0.0), residual)
 
 

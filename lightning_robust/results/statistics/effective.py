@@ -22,6 +22,7 @@ def effective_robustness(
     baseline_robust: ArrayLike,
     *,
     robust_error: float,
+    clean_error: float = 0.0,
     num_seeds: int = 1,
     num_items: int = 0,
     confidence: float = 0.95,
@@ -29,9 +30,10 @@ def effective_robustness(
     """Return the accuracy beyond what undefended models of this clean accuracy have.
 
     A line through the baselines' accuracies on probit scales (Taori et al. 2020, arXiv:2007.00644; Miller et al.
-    2021, arXiv:2107.04649) predicts; the interval joins the line's own error (least squares, Student's t) with
-    that of the robust accuracy. Baselines must be independent models of different clean accuracy: the epochs of one
-    run are not.
+    2021, arXiv:2107.04649) predicts. The question is whether the model stands out from undefended ones, so that the
+    interval is one of prediction: it holds how models scatter around the line, the line's own error, and the errors of
+    both accuracies, and takes Student's t with the fewer degrees of freedom of line and seeds. Baselines must be
+    independent models of different clean accuracy: the epochs of one run are not.
 
     Args:
         clean: The defended model's clean accuracy.
@@ -39,7 +41,8 @@ def effective_robustness(
         baseline_clean: Clean accuracies of undefended models, ``(models,)``.
         baseline_robust: Their accuracies under the same attack or shift, ``(models,)``.
         robust_error: Standard error of ``robust``.
-        num_seeds: Behind ``robust``; passed on.
+        clean_error: Standard error of ``clean``.
+        num_seeds: Behind ``robust``; with two or more they limit the degrees of freedom.
         num_items: Behind ``robust``; passed on.
         confidence: Of the interval.
 
@@ -62,10 +65,13 @@ def effective_robustness(
     df = len(x) - 2
     spread = float(np.sum((x - x.mean()) ** 2))
     residual = math.sqrt(float(np.sum((y - fit.intercept - fit.slope * x) ** 2)) / df)
-    line_error = residual * math.sqrt(1 / len(x) + (at - x.mean()) ** 2 / spread)
+    scatter = residual * math.sqrt(1 + 1 / len(x) + (at - x.mean()) ** 2 / spread)
     expected = float(stats.norm.cdf(predicted))
     # From the probit scale to accuracies by the slope of the normal distribution at the prediction.
-    error = math.hypot(line_error * float(stats.norm.pdf(predicted)), robust_error)
+    slope = float(stats.norm.pdf(predicted))
+    shift = slope * fit.slope / float(stats.norm.pdf(at)) * clean_error
+    error = math.sqrt((slope * scatter) ** 2 + shift**2 + robust_error**2)
+    df = min(df, num_seeds - 1) if num_seeds > 1 else df
     reach = float(stats.t.isf((1 - confidence) / 2, df)) * error
     delta = robust - expected
     p_value = float(2 * stats.t.sf(abs(delta) / error, df)) if error else math.nan

@@ -30,11 +30,11 @@ def minimal_detectable_effect(
         confidence: Of the interval that must leave out 0.
         power: Between 0.5 and 1.
     """
-    seeds = 0.0 if num_seeds == 1 else parts.seed + parts.residual / num_items
-    items = parts.item + (parts.residual if num_seeds == 1 else 0.0)
-    seed_error, item_error = math.sqrt(seeds / num_seeds), math.sqrt(items / num_items)
-    if seed_error + item_error == 0:
-        return 0.0
+    # The last terms are those that `crossed_mean` adds, too.
+    seeds = 0.0 if num_seeds == 1 else parts.seed + parts.residual / num_items + 1 / 12 / num_items**2
+    items = (parts.item + (parts.residual if num_seeds == 1 else 0.0)) / num_items
+    seed_error = math.sqrt(seeds / num_seeds)
+    item_error = math.sqrt(items + 1 / (num_items + 2) ** 2 / num_seeds)
     df = num_seeds - 1
     return tail_quantile(1 - confidence, seed_error, item_error, df) + tail_quantile(
         2 * (1 - power), seed_error, item_error, df

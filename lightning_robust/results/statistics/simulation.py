@@ -28,7 +28,12 @@ class Simulation(NamedTuple):
     seed: float = 0.15
 
     def answers(
-        self, rng: np.random.Generator, gains: Sequence[float], num_seeds: int, num_items: int
+        self,
+        rng: np.random.Generator,
+        gains: Sequence[float],
+        num_seeds: int,
+        num_items: int,
+        luck: Floats | None = None,
     ) -> tuple[Bools, Floats]:
         """Return simulated answers and the luck of each training run.
 
@@ -37,6 +42,7 @@ class Simulation(NamedTuple):
             gains: Of each defense, in logits.
             num_seeds: Training runs of the baseline and of each defense.
             num_items: Answered by all of them.
+            luck: Of the same training runs on other items; by default drawn.
 
         Returns:
             Right or wrong, ``(1 + defenses, seeds, items)``, the baseline first; and the luck, ``(1 + defenses,
@@ -46,7 +52,7 @@ class Simulation(NamedTuple):
         changed = np.array(
             [difficulty, *(difficulty + g + rng.normal(0, self.change, num_items) for g in gains)]
         )
-        luck = rng.normal(0, self.seed, (len(changed), num_seeds))
+        luck = rng.normal(0, self.seed, (len(changed), num_seeds)) if luck is None else luck
         logits = changed[:, None, :] + luck[:, :, None]
         return rng.logistic(size=logits.shape) < logits, luck
 

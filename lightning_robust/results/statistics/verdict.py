@@ -13,6 +13,7 @@ from lightning_robust.results.statistics.effects import Effect, Pairs, Statistic
 from lightning_robust.results.statistics.power import Needed, needed
 from lightning_robust.results.statistics.ratio import Ratio, transfer_ratio
 
+GUARD = 0.8
 Label = Literal["positive", "negative", "neutral", "inconclusive"]
 Aim = Literal["adv", "ood"]
 
@@ -28,7 +29,8 @@ class Verdict:
         ratio: Off-target for each unit of on-target effect.
         reason: For ``inconclusive``: what is missing, in words.
         margin: What counts as no change, as a fraction.
-        spread: For ``inconclusive``: the variances of the effect that could not be told from 0.
+        spread: For ``inconclusive``: the variances of the effect that could not be told from 0, the seeds' as its
+            upper 80 % bound.
     """
 
     label: Label
@@ -43,7 +45,8 @@ class Verdict:
     def needed(self) -> Needed | None:
         """The seeds and items that would see an effect as small as the margin with a probability of 80 %.
 
-        None for other labels than ``inconclusive``, and where seeds vary too much or their spread is unknown.
+        None for other labels than ``inconclusive``, and where seeds vary too much or their spread is unknown. If there
+        is no effect at all, ``neutral`` needs somewhat more.
         """
         return None if self.spread is None else needed(self.spread, self.margin)
 
@@ -89,7 +92,7 @@ def transfer_verdict(
     spread = None
     if label == "inconclusive" and on_target.known and off_target.known:
         pairs, strata = (off, off_strata) if on_target.sign > 0 else (on, on_strata)
-        spread = components(*differences(*pairs, strata))
+        spread = components(*differences(*pairs, strata), guard=GUARD)
     return Verdict(label, on_target, off_target, ratio, reason, margin, spread)
 
 

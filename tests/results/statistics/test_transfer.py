@@ -11,6 +11,7 @@ from lightning_robust.results.statistics import (
     Components,
     Simulation,
     StatisticsError,
+    components,
     differences,
     effect,
     minimal_detectable_effect,
@@ -84,14 +85,16 @@ def test_labels(on, off, items, label):
         assert found.on_target == effect(*sides[0])
         assert found.off_target == effect(*sides[1])
         assert bool(found.reason) == (label == "inconclusive")
-        assert (found.needed is not None) == (label == "inconclusive")
+        assert (found.spread is not None) == (label == "inconclusive")
+        assert label == "inconclusive" or found.needed is None
 
 
 def test_lack_of_evidence_is_never_neutral():
     # Few items: the interval is far wider than the margin, though the estimate is about 0.
-    found = transfer_verdict(pairs(GAIN, 3, 400), pairs(NONE, 3, 60))
+    found = transfer_verdict(pairs(GAIN, 3, 400), pairs(NONE, 3, 60), margin=0.05)
     assert found.label == "inconclusive"
-    assert found.needed.num_items * found.needed.num_seeds > 3 * 60
+    assert found.spread is not None
+    assert found.needed is None or found.needed.num_items * found.needed.num_seeds > 3 * 60
 
 
 def test_one_seed_does_not_speak_for_the_method():
@@ -139,6 +142,22 @@ def test_power_is_what_it_says(num_seeds):
         mean = crossed_mean(values)
         seen += abs(mean.mean) > mean.half_width(0.95)
     assert seen / 400 == pytest.approx(0.8, abs=0.07)
+
+
+def test_a_plan_from_a_few_seeds_is_guarded():
+    rng = np.random.default_rng(10)
+    world, enough = Simulation(seed=0.1), []
+    true = components(np.subtract(*world.answers(rng, [0.0], 200, 3000)[0].astype(float)[::-1]))
+    for _ in range(60):
+        baseline, treated = world.answers(rng, [0.0], 3, 300)[0].astype(float)
+        plan = needed(components(treated - baseline, guard=0.8), 0.03)
+        enough.append(plan is None or minimal_detectable_effect(true, *plan) <= 0.031)
+    assert np.mean(enough) > 0.7
+
+
+def test_nothing_is_planned_with_hardly_any_items():
+    found = needed(Components(0.0, 0.0, 0.0), 0.01)
+    assert found.num_items > 50  # what the interval adds for rounding and for answers not seen
 
 
 def test_needed_items_and_seeds():
