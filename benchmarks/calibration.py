@@ -124,7 +124,7 @@ def correlation(cell: Cell, rng: np.random.Generator) -> dict[str, float]:
 
 def effective(cell: Cell, rng: np.random.Generator) -> dict[str, float]:
     """Effective robustness of an undefended model like the others: is it called different?"""
-    clean = rng.uniform(0.7, 0.95, cell["models"])
+    clean = np.array(rng.uniform(0.7, 0.95, cell["models"]))
     robust = stats.norm.cdf(0.9 * probit(clean) - 0.5 + rng.normal(0, 0.08, cell["models"]))
     x = rng.uniform(clean.min(), clean.max())
     y = stats.norm.cdf(0.9 * probit([x])[0] - 0.5 + rng.normal(0, 0.08))
