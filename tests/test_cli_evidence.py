@@ -100,7 +100,7 @@ def test_power_assumes_or_measures(runs, capsys):
     )
     code, text = call(capsys, "power", runs, "--effect", "3")
     assert code == 0
-    assert "Adversarial: spread as measured, mean of 1 defense." in text
+    assert "Adversarial: spread as measured, mean of 1 defense; that of seeds as its upper 80 % bound" in text
     assert "OOD (mean): spread as measured" in text
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from lightning_robust.errors import ConfigError
 from lightning_robust.results.outcomes import Column
 from lightning_robust.results.statistics import (
+    GUARD,
     Components,
     components,
     minimal_detectable_effect,
@@ -53,8 +54,8 @@ def _spreads(options: argparse.Namespace) -> list[tuple[str, Components]]:
         assumed = Components(2 * (options.seed_spread / 100) ** 2, changed / 2, changed / 2)
         return [
             (
-                f"Assumed: training runs differ by {_points(options.seed_spread)} (standard deviation), and a "
-                f"defense changes {options.changed:g} % of the answers. Name runs to measure both.",
+                f"Assumed: a training run's accuracy varies by {_points(options.seed_spread)} from seed to seed "
+                f"(standard deviation), and a defense changes {options.changed:g} % of the answers. Name runs to measure both.",
                 assumed,
             )
         ]
@@ -76,11 +77,14 @@ def _measured(study: Study, column: Column) -> tuple[str, Components] | None:
         baseline = study.baseline(condition)
         paired = None if baseline is None else pair(condition, baseline, column)
         if paired is not None and len(paired.treated) > 1:
-            found.append(components(paired.treated - paired.baseline, paired.strata))
+            found.append(components(paired.treated - paired.baseline, paired.strata, guard=GUARD))
     if not found:
         return None
     mean = Components(*(math.fsum(column) / len(found) for column in zip(*found, strict=True)))
-    return f"{column.label}: spread as measured, mean of {_count(len(found), 'defense')}.", mean
+    return (
+        f"{column.label}: spread as measured, mean of {_count(len(found), 'defense')}; that of seeds as its upper "
+        f"{100 * GUARD:.0f} % bound, as a few often agree by luck. Items are counted over all environments."
+    ), mean
 
 
 def _table(parts: Components, power: float) -> Table:

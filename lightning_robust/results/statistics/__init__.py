@@ -28,9 +28,10 @@ from lightning_robust.results.statistics.power import (
 )
 from lightning_robust.results.statistics.ratio import Ratio, transfer_ratio
 from lightning_robust.results.statistics.simulation import Simulation
-from lightning_robust.results.statistics.verdict import Verdict, transfer_verdict
+from lightning_robust.results.statistics.verdict import GUARD, Verdict, transfer_verdict
 
 __all__ = [
+    "GUARD",
     "MIN_ITEMS",
     "Components",
     "Correlation",
