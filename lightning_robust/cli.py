@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lightning_robust import __version__
-from lightning_robust.errors import RobustError
+from lightning_robust.errors import ConfigError, RobustError
 
 _TRAINER_COMMANDS = {
     "fit": "train with a recipe, defend, monitor and report",
@@ -54,7 +54,6 @@ def _run(options: argparse.Namespace) -> int:
     elif options.command == "check":
         from lightning_robust.assets import find_asset
         from lightning_robust.commands.check import check_recipe
-        from lightning_robust.errors import ConfigError
 
         faults = check_recipe([find_asset(name) for name in options.names])
         if faults:
@@ -69,11 +68,13 @@ def _run(options: argparse.Namespace) -> int:
 
         attack(out, options)
     elif options.command == "report":
+        _check_margin(options.margin)
         from lightning_robust.results import write_report
 
         settings = {"baseline": options.baseline, "select": options.select, "margin": options.margin / 100}
         out.print(f"Report: {write_report(options.runs, options.output, **settings)}", soft_wrap=True)
     elif options.command == "compare":
+        _check_margin(options.margin)
         from lightning_robust.commands.compare import compare
 
         compare(out, options)
@@ -82,6 +83,11 @@ def _run(options: argparse.Namespace) -> int:
 
         power(out, options)
     return 0
+
+
+def _check_margin(margin: float) -> None:
+    if not 0 < margin < 100:
+        raise ConfigError(f"Expected --margin to be between 0 and 100 points, but got {margin:g}.")
 
 
 def _parser() -> argparse.ArgumentParser:

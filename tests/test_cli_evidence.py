@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 
@@ -62,6 +63,42 @@ def test_compare_two_seeds_of_one_recipe(runs, capsys):
     assert code == 0
     assert "B needs defenses of one aim" in text
     assert "│ 400" in text  # OOD mean: two environments of 200
+
+
+def test_compare_says_what_is_paired_with_what(runs, capsys):
+    same = runs / "erm" / "erm-seed0"
+    _, text = call(capsys, "compare", same, same)
+    assert "A and B share erm-seed0: a run does not differ from itself." in text
+    _, text = call(capsys, "compare", same, runs / "fgm" / "fgm-seed1")
+    assert "A and B have no seed in common (0; 1): runs are paired in order." in text
+    shutil.rmtree(runs / "fgm" / "fgm-seed2")
+    _, text = call(capsys, "compare", runs / "erm", runs / "fgm")
+    assert "Only runs of seeds that A and B share are compared (0, 1, 2; 0, 1)." in text
+    assert "share erm" not in text
+    assert "seed in common" not in text
+
+
+def test_compare_says_which_attacks_it_left_out(runs, tmp_path, capsys):
+    fewer = {key: level for key, level in ROBUST.items() if key not in ("attack/pwws", "ood/imdb")}
+    write(tmp_path / "fewer", "fgm", fewer, defenses=FGM)
+    _, text = call(capsys, "compare", runs / "erm", tmp_path / "fewer")
+    assert "Not in the table, as A and B have no items in common there: pwws, imdb." in text
+    assert (
+        "Adversarial accuracy is made from deepwordbug; it leaves out pwws (not measured in all runs of fgm)."
+        in text
+    )
+    assert "OOD accuracy is made from yelp; it leaves out imdb (not measured in all runs of fgm)." in text
+    levels = [re.search(name + r" │ ([\d.]+ │ [\d.]+) │", text)[1] for name in ("Adversarial", "deepwordbug")]
+    assert levels[0] == levels[1]
+
+
+@pytest.mark.parametrize("margin", ["0", "100", "-1", "nan"])
+def test_a_margin_is_in_points(runs, margin, capsys):
+    for command in (("compare", runs / "erm", runs / "fgm"), ("report", runs, "-o", runs / "r.html")):
+        code, text = call(capsys, *command, f"--margin={margin}")
+        assert code == 1
+        assert f"Expected --margin to be between 0 and 100 points, but got {margin}." in text
+    assert not (runs / "r.html").exists()
 
 
 def test_compare_names_a_rule_that_peeks(runs, capsys):

@@ -12,9 +12,11 @@ from rich.text import Text
 
 from lightning_robust.errors import ConfigError
 from lightning_robust.results.outcomes import Column
+from lightning_robust.results.problems import named
 from lightning_robust.results.selection import WORDS, Rule
 from lightning_robust.results.statistics import Effect, accuracy, effect, holm, transfer_verdict
 from lightning_robust.results.study import Condition, Paired, Study, columns, load_study, pair
+from lightning_robust.results.summaries import like_for_like
 from lightning_robust.results.transfer import AIMS, is_collapsed
 
 
@@ -25,13 +27,13 @@ def compare(out: Console, options: argparse.Namespace) -> None:
         RobustError: If either is not one condition, or they have nothing in common.
     """
     (before, study), (after, other) = _one(options.baseline), _one(options.treated)
+    notes = _notes(before, after)
     before, after = _paired_by_seed(before, after)
     both = Study([before, after])
-    pairs = [
-        (column, paired)
-        for column in columns(both)
-        if (paired := pair(after, before, column, options.select)) is not None
-    ]
+    notes += like_for_like(both.conditions)
+    found = [(column, pair(after, before, column, options.select)) for column in columns(both)]
+    pairs = [(column, paired) for column, paired in found if paired is not None]
+    dropped = [column.label for column, paired in found if paired is None]
     if not pairs:
         raise ConfigError(
             "Expected runs that measured something in common, but these have no item in common."
@@ -46,7 +48,9 @@ def compare(out: Console, options: argparse.Namespace) -> None:
                            "under attack is that of a constant answer."))  # fmt: skip
     verdict = _verdict({column.key: paired for column, paired in pairs}, after, options.margin)
     out.print(Text(verdict))
-    for problem in [*study.problems, *other.problems]:
+    if dropped:
+        notes.append(f"Not in the table, as A and B have no items in common there: {named(dropped, 20)}.")
+    for problem in dict.fromkeys([*notes, *study.problems, *other.problems]):
         out.print(Text(f"Note: {problem}"))
 
 
@@ -67,6 +71,29 @@ def _paired_by_seed(before: Condition, after: Condition) -> tuple[Condition, Con
         return before, after
     forgotten = [replace(one, runs=[replace(run, seed=None) for run in one.runs]) for one in (before, after)]
     return forgotten[0], forgotten[1]
+
+
+def _notes(before: Condition, after: Condition) -> list[str]:
+    """Say which runs are the same, and whether they are paired by seed."""
+    found, ids = [], {run.run_id for run in before.runs if run.run_id}
+    same = [run.name for run in after.runs if run.run_id in ids]
+    if same:
+        found.append(f"A and B share {named(same)}: a run does not differ from itself.")
+    if None in before.seeds or None in after.seeds:
+        found.append("Not all seeds are known: runs are paired in order.")
+    elif not set(before.seeds) & set(after.seeds):
+        found.append(
+            f"A and B have no seed in common ({_seeds(before)}; {_seeds(after)}): runs are paired in order."
+        )
+    elif set(before.seeds) != set(after.seeds):
+        found.append(
+            f"Only runs of seeds that A and B share are compared ({_seeds(before)}; {_seeds(after)})."
+        )
+    return found
+
+
+def _seeds(condition: Condition) -> str:
+    return ", ".join(str(seed) for seed in condition.seeds)
 
 
 def _name(path: Path, condition: Condition) -> str:

@@ -27,6 +27,7 @@ class Run:
         evaluations: In the order of steps.
         condition: Name of its condition.
         chosen: What selection rules chose, by rule.
+        lost: Epochs of its folder's files that cannot be read; None where a file's name does not say.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Run:
     evaluations: list[Evaluated]
     condition: str = ""
     chosen: dict[str, Chosen] = field(default_factory=dict, repr=False)
+    lost: list[int | None] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -86,6 +88,44 @@ def group_runs(runs: Sequence[Run], problems: list[str]) -> list[Condition]:
         for run in condition.runs:
             run.condition = name
     return found
+
+
+def distinct_runs(runs: Sequence[Run], problems: list[str]) -> list[Run]:
+    """Return runs, each once: of copies, the one whose folder has the run's name, else the first.
+
+    Args:
+        runs: Of a study.
+        problems: Gets a sentence for each copy.
+    """
+    by_id: dict[str, list[Run]] = {}
+    for run in runs:
+        by_id.setdefault(run.run_id, []).append(run)
+    kept = {
+        run_id: next((run for run in copies if run.folder.name == run.info.get("name")), copies[0])
+        for run_id, copies in by_id.items()
+    }
+    for run_id, copies in by_id.items():
+        first = kept[run_id]
+        for run in copies if run_id else ():
+            if run is not first:
+                differs = (
+                    "" if _same_records(run, first) else ", with other records: see which of them is meant"
+                )
+                problems.append(
+                    f"Run {run_id} of {run.folder} is left out: it is already there from {first.folder}{differs}."
+                )
+    return [run for run in runs if not run.run_id or run is kept[run.run_id]]
+
+
+def _same_records(one: Run, other: Run) -> bool:
+    def content(run: Run) -> list[Any]:
+        return [
+            (moment.epoch, moment.global_step, key, part.items.ids, part.correct.tobytes(), part.statuses)
+            for moment in run.evaluations
+            for key, part in moment.parts.items()
+        ]
+
+    return content(one) == content(other)
 
 
 def _condition(runs: list[Run]) -> Condition:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,14 +13,14 @@ import pyarrow.compute as pc
 
 from lightning_robust.errors import RobustError
 from lightning_robust.results.files import RecordsError
+from lightning_robust.results.loaded import Loaded, Where
 from lightning_robust.results.outcomes import Positions
-from lightning_robust.results.parts import WRONG_STATUSES, Bools, Evaluated, Items, Key, Part
+from lightning_robust.results.parts import WRONG_STATUSES, Bools, Items, Part
 from lightning_robust.results.records import KINDS
 from lightning_robust.results.sources import Source, read_batches
 
 _MOMENT = ["run_id", "epoch", "global_step"]
 _LAYOUT = ["kind", "environment", "attack", "item_id", "label"]
-_ORDER = {"clean": 0, "attack": 1, "adversarial": 2, "ood": 3}
 _KEPT_LAYOUTS = 64  # files of one run follow each other
 
 Moment = tuple[str, int | None, int | None]
@@ -35,34 +34,11 @@ class _Place(NamedTuple):
     repeated: int
 
 
-class Loaded:
-    """What a run folder's files hold.
-
-    Args:
-        source: Where it is from.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.runs: dict[str, dict[tuple[int | None, int | None], dict[Key, Part]]] = {}
-        self.not_numbers: Counter[str] = Counter()
-        self.repeated: Counter[str] = Counter()
-        self.left_out: list[tuple[Path, str]] = []
-
-    def evaluations(self, run_id: str) -> list[Evaluated]:
-        """Return a run's evaluations in the order of steps."""
-        found = [
-            Evaluated(epoch, step, dict(sorted(parts.items(), key=lambda part: _ORDER[part[0][0]])))
-            for (epoch, step), parts in self.runs[run_id].items()
-        ]
-        return sorted(found, key=lambda one: (_number(one.global_step), _number(one.epoch)))
-
-
 class Reader:
     """Reads records files; what consecutive files have in common is worked out once and kept once."""
 
     def __init__(self) -> None:
-        self._layouts: dict[tuple[Any, ...], dict[Key, _Place]] = {}
+        self._layouts: dict[tuple[Any, ...], dict[Where, _Place]] = {}
         self._items: dict[bytes, Items] = {}
         self._ids: dict[str, str] = {}
 
@@ -85,6 +61,7 @@ class Reader:
                 loaded.left_out.append((path, f"it is cut short or damaged ({error})"))
             else:
                 loaded.not_numbers += within.not_numbers
+                loaded.unknown += within.unknown
                 loaded.repeated += within.repeated
                 for moment, key, part in found:
                     self._add(loaded, moment, key, part)
@@ -92,7 +69,7 @@ class Reader:
                 progress()
         return loaded
 
-    def _add(self, loaded: Loaded, moment: Moment, key: Key, part: Part) -> None:
+    def _add(self, loaded: Loaded, moment: Moment, key: Where, part: Part) -> None:
         """Add a part; what another file of the same evaluation had of it is kept, and joined to if it is different."""
         run_id, epoch, step = moment
         parts = loaded.runs.setdefault(run_id, {}).setdefault((epoch, step), {})
@@ -112,13 +89,17 @@ class Reader:
         else:
             loaded.repeated[run_id] += len(part.items)
 
-    def _parts(self, batch: pa.RecordBatch, loaded: Loaded) -> Iterator[tuple[Moment, Key, Part]]:
+    def _parts(self, batch: pa.RecordBatch, loaded: Loaded) -> Iterator[tuple[Moment, Where, Part]]:
         for moment, rows in _moments(batch):
             status: pa.DictionaryArray = rows["status"]
             names, codes = status.dictionary.to_pylist(), _ints(status.indices)
-            wrong = np.array([name in WRONG_STATUSES for name in names], dtype=bool)
-            correct = _bools(rows["correct"]) & ~wrong[codes]
+            wrong = np.array([name in WRONG_STATUSES for name in names], dtype=bool)[codes]
+            unknown = _bools(rows["correct"].is_null()) & ~wrong
+            correct = _bools(rows["correct"].fill_null(False)) & ~wrong
+            codes = np.where(unknown, len(names), codes)
+            names.append("unparsed")
             queries, seconds = _ints(rows["queries"]), _floats(rows["seconds"])
+            loaded.unknown[moment[0]] += int(unknown.sum())
             loaded.not_numbers[moment[0]] += pc.sum(pc.is_nan(rows["probability"])).as_py() or 0
             for key, (items, where, repeated) in self._layout(rows).items():
                 loaded.repeated[moment[0]] += repeated
@@ -129,13 +110,13 @@ class Reader:
                     Part(
                         items,
                         correct[where].copy(),
-                        {name: n for name, n in zip(names, counts, strict=True) if n},
+                        _by_status(names, counts),
                         int(queries[where].sum()),
                         float(seconds[where].sum()),
                     ),
                 )
 
-    def _layout(self, rows: pa.RecordBatch) -> dict[Key, _Place]:
+    def _layout(self, rows: pa.RecordBatch) -> dict[Where, _Place]:
         """Return where each part's rows are; the answer for the same rows of an earlier file where there is one."""
         words = [rows[name] for name in ("kind", "environment", "attack")]
         plain = pa.record_batch(
@@ -149,14 +130,15 @@ class Reader:
             self._layouts[key] = self._work_out(rows)
         return self._layouts[key]
 
-    def _work_out(self, rows: pa.RecordBatch) -> dict[Key, _Place]:
-        found: dict[Key, list[Positions]] = {}
+    def _work_out(self, rows: pa.RecordBatch) -> dict[Where, _Place]:
+        found: dict[Where, list[Positions]] = {}
         for values, where in _groups([rows[name] for name in ("kind", "environment", "attack")]):
             kind, environment, attack = values
             if kind not in KINDS:
                 raise RecordsError(f"its kind {kind!r} is none of {', '.join(KINDS)}")
             name = {"clean": "clean", "attack": attack}.get(kind, environment)
-            found.setdefault((kind, name), []).append(where)
+            key = Where(kind, name, environment if kind == "attack" else "")
+            found.setdefault(key, []).append(where)
         return {key: self._place(rows, np.sort(np.concatenate(wheres))) for key, wheres in found.items()}
 
     def _place(self, rows: pa.RecordBatch, where: Positions) -> _Place:
@@ -176,6 +158,13 @@ class Reader:
             shared = [self._ids.setdefault(i, i) for i in ids.to_pylist()]
             self._items[digest] = Items(shared, labels.to_numpy().astype(np.int32))
         return self._items[digest]
+
+
+def _by_status(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for name, count in zip(names, counts, strict=True):
+        found[name] += count
+    return {name: count for name, count in found.items() if count}
 
 
 def _moments(batch: pa.RecordBatch) -> Iterator[tuple[Moment, pa.RecordBatch]]:
@@ -216,7 +205,3 @@ def _floats(array: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def _bools(array: pa.Array) -> Bools:
     return array.to_numpy(zero_copy_only=False).astype(bool)  # type: ignore[no-any-return]
-
-
-def _number(value: int | None) -> float:
-    return -1.0 if value is None else float(value)

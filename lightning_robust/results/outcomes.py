@@ -24,6 +24,7 @@ class Column(NamedTuple):
         key: ``clean``, ``attack/<name>``, ``adversarial/<name>``, ``ood/<name>``, or a summary: ``adv`` (right
             under every text attack; without attacks the macro mean of the static adversarial environments),
             ``adv_mean`` (an item's mean over the text attacks) or ``ood_mean`` (macro mean of the environments).
+            Attacks on several environments are summarised in each, and the environments' macro mean is taken.
         label: For people.
         kind: What kind of robustness it measures.
         summary: Whether it is made from other columns.
@@ -59,12 +60,17 @@ ADV_MEAN = Column("adv_mean", "Attacks (mean)", "adv", True)
 OOD_MEAN = Column("ood_mean", "OOD (mean)", "ood", True)
 
 
-def columns_of(keys: Sequence[Key]) -> list[Column]:
-    """Return the columns that parts of these kinds and names fill: clean, adversarial and OOD ones."""
+def columns_of(keys: Sequence[Key], several: bool) -> list[Column]:
+    """Return the columns that parts of these kinds and names fill: clean, adversarial and OOD ones.
+
+    Args:
+        keys: Of all parts.
+        several: Whether there is a summary of several attacks, whose mean and worst case differ.
+    """
     names = {kind: [n for k, n in keys if k == kind] for kind in ("clean", "attack", "adversarial", "ood")}
     found = [CLEAN] if names["clean"] else []
     found += [ADV] if names["attack"] or names["adversarial"] else []
-    found += [ADV_MEAN] if len(_headline(names["attack"])) > 1 else []
+    found += [ADV_MEAN] if several else []
     found += [Column(f"attack/{name}", name, "adv") for name in names["attack"]]
     found += [Column(f"adversarial/{name}", name, "adv") for name in names["adversarial"]]
     found += [OOD_MEAN] if names["ood"] else []
@@ -84,9 +90,8 @@ def combine(evaluated: Sequence[Evaluated], column: Column, keep: Keep | None = 
     """
     if not evaluated:
         return None
-    shared = [key for key in evaluated[0].parts if all(key in one.parts for one in evaluated)]
     keep = None if keep is everything else keep
-    parts = [[[one.parts[key] for key in keys] for one in evaluated] for keys in _strata(shared, column.key)]
+    parts = [[[one.parts[key] for key in keys] for one in evaluated] for keys in made_from(evaluated, column)]
     found = [_stratum(rows, column.key == "adv_mean", keep) for rows in parts]
     strata = [one for one in found if len(one.ids)]
     dropped = sum(one.dropped for one in found)
@@ -104,7 +109,24 @@ def combine(evaluated: Sequence[Evaluated], column: Column, keep: Keep | None = 
 
 def measured(evaluated: Evaluated, column: Column) -> bool:
     """Return whether an evaluation has anything that a column is made from."""
-    return bool(_strata(list(evaluated.parts), column.key))
+    return bool(made_from([evaluated], column))
+
+
+def made_from(evaluated: Sequence[Evaluated], column: Column) -> list[list[Key]]:
+    """Return the parts that a column is made from in evaluations that stand side by side.
+
+    Returns:
+        Groups that count equally, each of one environment, or of the attacks on one. None of them where an evaluation
+        lacks one that a summary is to be made from: over fewer attacks it would be another measure.
+    """
+    first = evaluated[0].parts
+    parts = {key: part for key, part in first.items() if all(key in one.parts for one in evaluated)}
+    side = {"adv": "adv", "adv_mean": "adv", "ood_mean": "ood"}.get(column.key, "")
+    asked = [one.shared[side] for one in evaluated if side in one.shared]
+    if asked:
+        wanted = frozenset.intersection(*asked)
+        parts = {key: parts[key] for key in parts if key in wanted} if wanted <= parts.keys() else {}
+    return _strata(parts, column.key)
 
 
 def everything(items: Items) -> Bools:
@@ -133,22 +155,27 @@ def _score(outcomes: Outcomes) -> Score:
     return Score(float(accuracy), len(outcomes.ids), float((most / sizes).mean()))
 
 
-def _headline(attacks: Sequence[str]) -> list[str]:
-    """Return the attacks that summaries are made from: those on texts, else whatever ran."""
-    return [name for name in attacks if name not in NON_TEXT_ATTACKS] or list(attacks)
+def _headline(parts: Mapping[Key, Part]) -> list[list[Key]]:
+    """Return the attacks that summaries are made from, by environment: those on texts, else whatever ran."""
+    attacks = {key: part for key, part in parts.items() if key[0] == "attack"}
+    names = {key: key[1].removesuffix(f" on {part.environment}") for key, part in attacks.items()}
+    found: dict[str, list[Key]] = {}
+    for key in [key for key in attacks if names[key] not in NON_TEXT_ATTACKS] or list(attacks):
+        found.setdefault(attacks[key].environment, []).append(key)
+    return list(found.values())
 
 
-def _strata(keys: Sequence[Key], column: str) -> list[list[Key]]:
+def _strata(parts: Mapping[Key, Part], column: str) -> list[list[Key]]:
     """Return the parts that a column is made from: groups that count equally, each of one part or several attacks."""
-    attacks: list[Key] = [("attack", name) for name in _headline([n for kind, n in keys if kind == "attack"])]
+    attacks = _headline(parts)
     if column in ("adv", "adv_mean") and attacks:
-        return [attacks]
+        return attacks
     if column in ("adv", "ood_mean"):
         kind = "adversarial" if column == "adv" else "ood"
-        return [[key] for key in keys if key[0] == kind]
+        return [[key] for key in parts if key[0] == kind]
     kind, _, name = column.partition("/")
     key = (kind, name or kind)
-    return [[key]] if key in keys else []
+    return [[key]] if key in parts else []
 
 
 def _stratum(parts: Sequence[Sequence[Part]], mean: bool, keep: Keep | None) -> Outcomes:

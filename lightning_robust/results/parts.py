@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +58,7 @@ class Part(NamedTuple):
         statuses: Number of items by status.
         queries: Of all items.
         seconds: Of all items.
+        environment: What was attacked, where a study's attacks ran on several environments; else empty.
     """
 
     items: Items
@@ -64,6 +66,7 @@ class Part(NamedTuple):
     statuses: dict[str, int]
     queries: int
     seconds: float
+    environment: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -93,11 +96,21 @@ class Part(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """One evaluation of a run: its parts by kind and name, as in `lightning_robust.results.groups`."""
+    """One evaluation of a run.
+
+    Args:
+        epoch: Of training.
+        global_step: Of training.
+        parts: By kind and name, as in `lightning_robust.results.groups`; attacks on several environments are told
+            apart as «pwws on imdb».
+        shared: What ``adv`` and ``ood`` summaries are made from: what all conditions that stand side by side
+            measured (see `lightning_robust.results.summaries`). Without an entry, whatever was measured.
+    """
 
     epoch: int | None
     global_step: int | None
     parts: dict[Key, Part]
+    shared: Mapping[str, frozenset[Key]] = MappingProxyType({})
 
     @property
     def queries(self) -> int:

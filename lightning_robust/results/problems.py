@@ -20,6 +20,7 @@ def problems_of(study: Study) -> list[str]:
     """Return sentences on runs that stopped early, seeds, baselines, and what was not measured alike."""
     return [
         *_stopped(study.runs),
+        *_unread(study.runs),
         *_seeds(study),
         *_baselines(study),
         *_absent(study.runs),
@@ -35,13 +36,30 @@ def _stopped(runs: Sequence[Run]) -> Iterator[str]:
         planned, finished = run.info.get("max_epochs"), bool(run.info.get("finished"))
         if not epochs or "max_epochs" not in run.info:
             continue
-        short = isinstance(planned, int) and 0 < max(epochs) + 1 < planned
+        last = 1 + max(epochs + [epoch for epoch in run.lost if epoch is not None])
+        short = isinstance(planned, int) and 0 < last < planned and None not in run.lost
         if short or not finished:
             how = "Stopped early" if finished else "Not finished (run.json has no `finished`)"
             of = f" of {planned}" if short else ""
-            found.setdefault(f"{how}, last evaluated in epoch {max(epochs) + 1}{of}", []).append(run.name)
+            found.setdefault(f"{how}, last evaluated in epoch {last}{of}", []).append(run.name)
     for what, names in found.items():
         yield f"{what}, counted as they are: {named(names)}."
+
+
+def _unread(runs: Sequence[Run]) -> Iterator[str]:
+    """Tell of runs whose last evaluation is in a file that cannot be read: another one stands in for it."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for run in runs:
+        epochs = [one.epoch for one in run.evaluations if one.epoch is not None]
+        if not epochs or not run.lost:
+            continue
+        read, lost = max(epochs), max([epoch for epoch in run.lost if epoch is not None], default=-1)
+        if lost > read:
+            found.setdefault((f"is that of epoch {lost + 1}, which", read + 1), []).append(run.name)
+        elif None in run.lost and read + 1 != run.info.get("max_epochs"):
+            found.setdefault(("may be in a file that", read + 1), []).append(run.name)
+    for (which, read), names in found.items():
+        yield f"The last evaluation of {named(names)} {which} could not be read; that of epoch {read} stands in for it."
 
 
 def _seeds(study: Study) -> Iterator[str]:

@@ -16,6 +16,7 @@ _COLUMNS = [
     "run_id", "epoch", "global_step", "kind", "environment", "attack", "item_id", "label",
     "probability", "correct", "status", "queries", "seconds", "schema_version",
 ]  # fmt: skip
+_KEPT_NULLS = ("epoch", "global_step", "probability", "correct")
 
 
 class Source(NamedTuple):
@@ -84,10 +85,10 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _filled(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return ``batch`` without nulls but for epochs, steps and probabilities."""
+    """Return ``batch`` without nulls but for epochs, steps, probabilities, and whether an answer was right."""
     for index, field in enumerate(batch.schema):
         column = batch.column(index)
-        if column.null_count and field.name not in ("epoch", "global_step", "probability"):
+        if column.null_count and field.name not in _KEPT_NULLS:
             if pa.types.is_dictionary(field.type):
                 column = column.cast(pa.string()).fill_null("").dictionary_encode()
             elif pa.types.is_string(field.type):

@@ -10,16 +10,18 @@ from typing import Any
 
 from lightning_robust.errors import did_you_mean
 from lightning_robust.results import describing
-from lightning_robust.results.conditions import Condition, Run, distinct_names, group_runs
+from lightning_robust.results.conditions import Condition, Run, distinct_names, distinct_runs, group_runs
 from lightning_robust.results.files import PathLike, RecordsError, read_run_json
-from lightning_robust.results.loading import Loaded, Reader
-from lightning_robust.results.outcomes import Column, Outcomes, columns_of, scores
+from lightning_robust.results.loaded import Loaded
+from lightning_robust.results.loading import Reader
+from lightning_robust.results.outcomes import ADV_MEAN, Column, Outcomes, columns_of, made_from, scores
 from lightning_robust.results.pairing import Paired, outcomes, pair, seed_pairs
 from lightning_robust.results.parts import Evaluated, Items, Key, Part
-from lightning_robust.results.problems import problems_of
+from lightning_robust.results.problems import named, problems_of
 from lightning_robust.results.selection import Chosen, Rule, select
 from lightning_robust.results.sources import find_sources, without_records
 from lightning_robust.results.statistics import MIN_ITEMS
+from lightning_robust.results.summaries import like_for_like
 
 __all__ = [
     "Chosen",
@@ -124,9 +126,10 @@ def load_study(
             progress(done, total)
 
     reader, study = Reader(), Study([], min_items=min_items, named_baseline=baseline)
-    runs: list[Run] = []
-    for source in sources:
-        runs += _runs(reader.read(source, step), {run.run_id: run for run in runs}, study.problems)
+    loaded = [reader.read(source, step) for source in sources]
+    attacked = sorted(set().union(*(one.attacked for one in loaded)))
+    every = [run for one in loaded for run in _runs(one, len(attacked) > 1, study.problems)]
+    runs = distinct_runs(every, study.problems)
     if not runs:
         raise RecordsError(
             f"None of the {total} records files can be reported: they hold no rows or cannot be read."
@@ -137,21 +140,38 @@ def load_study(
     for run, name in zip(study.runs, distinct_names(study.runs), strict=True):
         run.name = name
     _check_name(study, baseline)
+    study.problems += _alike(study, attacked)
     study.problems += problems_of(study)
     return study
 
 
 def columns(study: Study) -> list[Column]:
     """Return what the study's runs measured: clean, adversarial and OOD columns."""
+    evaluated = [one for run in study.runs for one in run.evaluations]
     keys: dict[Key, None] = {}
-    for run in study.runs:
-        for one in run.evaluations:
-            keys.update(dict.fromkeys(one.parts))
-    return columns_of(list(keys))
+    for one in evaluated:
+        keys.update(dict.fromkeys(one.parts))
+    several = any(len(group) > 1 for one in evaluated for group in made_from([one], ADV_MEAN))
+    return columns_of(list(keys), several)
 
 
-def _runs(loaded: Loaded, known: dict[str, Run], problems: list[str]) -> list[Run]:
-    """Return a folder's runs but for those that an earlier folder had, and note what was wrong with its files."""
+def _alike(study: Study, attacked: Sequence[str]) -> Iterator[str]:
+    """Make the summaries of each backbone and stage mean the same in all its conditions."""
+    if len(attacked) > 1:
+        yield (
+            f"Attacks ran on {len(attacked)} environments, {named([one or '?' for one in attacked])}: each attack is named "
+            "with its environment, and summaries are the mean over the environments."
+        )
+    groups: dict[tuple[str, str], list[Condition]] = {}
+    for one in study.conditions:
+        groups.setdefault((one.backbone, one.stage), []).append(one)
+    for (backbone, stage), members in groups.items():
+        place = (f" on {backbone}" if backbone else "") + (f" ({stage})" if stage else "")
+        yield from like_for_like(members, place)
+
+
+def _runs(loaded: Loaded, several: bool, problems: list[str]) -> list[Run]:
+    """Return a folder's runs, and note what was wrong with its files."""
     folder = loaded.source.folder
     info: dict[str, Any] = {}
     if (folder / "run.json").is_file():
@@ -171,14 +191,10 @@ def _runs(loaded: Loaded, known: dict[str, Run], problems: list[str]) -> list[Ru
         alone = len(loaded.runs) == 1
         own = info if alone or info.get("run_id") == run_id else {}
         name = describing.run_name(own, run_id, folder, alone)
-        if run_id and run_id in known:
-            problems.append(
-                f"Run {run_id} of {folder} is left out: it is already there from {known[run_id].folder}."
-            )
-            continue
         problems += _doubts(loaded, run_id, name)
-        seed = describing.seed_of(own, name)
-        found.append(Run(name, run_id, folder, loaded.source.files, own, seed, loaded.evaluations(run_id)))
+        seed, moments = describing.seed_of(own, name), loaded.evaluations(run_id, several)
+        run = Run(name, run_id, folder, loaded.source.files, own, seed, moments, lost=loaded.lost)
+        found.append(run)
     if not loaded.runs:
         problems.append(f"{folder} is left out: it has no records that can be read.")
     return found
@@ -190,6 +206,11 @@ def _doubts(loaded: Loaded, run_id: str, name: str) -> Iterator[str]:
         yield f"{who}: {count} records repeat an item of the same evaluation; the first one of each counts."
     if count := loaded.not_numbers[run_id]:
         yield f"{who}: {count} probabilities are NaN; the items count as they are."
+    if count := loaded.unknown[run_id]:
+        yield (
+            f"{who}: {count} records do not say whether the answer was right (`correct` is null); they count as wrong "
+            "and as answers that could not be used (unparsed)."
+        )
 
 
 def _check_name(study: Study, baseline: str | None) -> None:

@@ -1,21 +1,37 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from lightning_robust.results import (
     Record,
 )
 from lightning_robust.results.outcomes import ADV, ADV_MEAN, CLEAN, OOD_MEAN, Column
+from lightning_robust.results.selection import select
 from lightning_robust.results.study import (
+    Condition,
+    columns,
     load_study,
     outcomes,
     pair,
     scores,
 )
-from tests.results.studies import FGM, attacked, condition, make_run, make_study, said, static, two_runs
+from lightning_robust.results.transfer import condition_accuracy
+from tests.results.studies import (
+    FGM,
+    VREX,
+    attacked,
+    condition,
+    make_run,
+    make_study,
+    said,
+    static,
+    two_runs,
+)
 
 
 def ints(values: Any) -> list[list[int]]:
@@ -62,6 +78,110 @@ def test_the_worst_case_is_over_the_attacks_that_both_ran(tmp_path: Path) -> Non
     both = pair(fgm, erm, ADV)
     assert both is not None
     assert (ints(both.treated), ints(both.baseline)) == ([[1, 1]], [[0, 1]])
+
+
+def levels(condition: Condition, column: Column) -> float:
+    found = condition_accuracy(condition, column)
+    assert found is not None
+    return found.delta
+
+
+def test_summaries_side_by_side_are_made_from_the_same_attacks(tmp_path: Path) -> None:
+    clean = static("clean", "clean", "10" * 20)
+    more = clean + attacked("pwws", "1100" * 10) + attacked("a", "0" * 40) + static("ood", "yelp", "0" * 40)
+    imdb = static("ood", "imdb", "10" * 20)
+    make_run(tmp_path, "erm-seed0", rows=[more + imdb])
+    make_run(tmp_path, "pgd-seed0", rows=[more + imdb], defenses=[VREX])
+    fgm = clean + attacked("pwws", "1110" * 10) + imdb
+    make_run(tmp_path, "fgm-seed0", rows=[fgm], defenses=[FGM])
+    study = load_study(tmp_path)
+    assert [levels(condition(study, name), ADV) for name in ("erm", "pgd", "fgm")] == [0.5, 0.5, 0.75]
+    assert [levels(condition(study, name), OOD_MEAN) for name in ("erm", "pgd", "fgm")] == [0.5] * 3
+    assert scores(condition(study, "erm").runs[0].evaluations[0])["adv"].accuracy == 0.5
+    assert "adv_mean" not in [column.key for column in columns(study)]
+    assert said(study, "Adversarial accuracy on minilm") == (
+        "Adversarial accuracy on minilm is made from pwws; it leaves out a (not measured in all runs of fgm)."
+    )
+    said(
+        study,
+        "OOD accuracy on minilm is made from imdb; it leaves out yelp (not measured in all runs of fgm).",
+    )
+    alone = load_study(tmp_path / "erm-seed0")
+    assert levels(condition(alone, "erm"), ADV) == 0
+    assert "adv_mean" in [column.key for column in columns(alone)]
+    assert not [problem for problem in alone.problems if "leaves out" in problem]
+
+
+def test_other_backbones_have_no_say_in_a_summary(tmp_path: Path) -> None:
+    both = attacked("pwws", "1100" * 10) + attacked("a", "0" * 40)
+    make_run(tmp_path, "erm-seed0", rows=[both])
+    make_run(tmp_path, "fgm-seed0", rows=[both], defenses=[FGM])
+    make_run(
+        tmp_path, "bert-seed0", rows=[attacked("pwws", "1100" * 10)], hyperparameters={"backbone": "bert"}
+    )
+    study = load_study(tmp_path)
+    assert [levels(condition(study, name), ADV) for name in ("erm", "fgm", "bert")] == [0, 0, 0.5]
+    assert not [problem for problem in study.problems if "leaves out" in problem]
+
+
+def test_without_a_common_attack_pairs_share_what_they_can(tmp_path: Path) -> None:
+    pwws, a = attacked("pwws", "1100" * 10), attacked("a", "10" * 20)
+    make_run(tmp_path, "erm-seed0", rows=[pwws + a])
+    make_run(tmp_path, "fgm-seed0", rows=[pwws], defenses=[FGM])
+    make_run(tmp_path, "vrex-seed0", rows=[a], defenses=[VREX])
+    study = load_study(tmp_path)
+    assert [levels(condition(study, name), ADV) for name in ("erm", "fgm", "vrex")] == [0.25, 0.5, 0.5]
+    both = pair(condition(study, "fgm"), condition(study, "erm"), ADV)
+    assert both is not None
+    assert both.baseline.mean() == 0.5
+    assert said(study, "no attack or environment was measured in all").endswith(
+        "are of different ones: erm (pwws, a), fgm (pwws), vrex (a)."
+    )
+
+
+def test_an_evaluation_of_fewer_attacks_has_no_summary(tmp_path: Path) -> None:
+    clean, pwws = static("clean", "clean", "10" * 20), attacked("pwws", "1" * 40)
+    both = clean + pwws + attacked("a", "10" * 20)
+    make_run(tmp_path, "erm-seed0", rows=[
+        [replace(row, epoch=epoch, global_step=epoch) for row in rows] for epoch, rows in enumerate([clean + pwws, both])
+    ])  # fmt: skip
+    study = load_study(tmp_path)
+    first, last = study.runs[0].evaluations
+    assert "adv" not in scores(first)
+    assert scores(last)["adv"].accuracy == 0.5
+    assert select(study.runs[0], "joint").index == 1
+    said(study, "Adversarial accuracy on minilm is not told of 1 evaluations of erm-seed0")
+
+
+def test_one_attack_on_two_environments_is_two(tmp_path: Path) -> None:
+    def on(environment: str, name: str, rights: str) -> list[Record]:
+        return [replace(row, environment=environment) for row in attacked(name, rights)]
+
+    # Item ids are the same in both: nothing but the environment tells them apart.
+    rows = on("sst2", "pwws", "1110" * 10) + on("imdb", "pwws", "0" * 39 + "1") + on("sst2", "a", "1011" * 10)
+    rows += on("imdb", "embedding_pgd", "0" * 40)
+    fgm, erm = two_runs(tmp_path, rows, rows)
+    parts = fgm.runs[0].evaluations[0].parts
+    assert [(name, part.accuracy) for (_, name), part in parts.items()] == [
+        ("pwws on sst2", 0.75), ("pwws on imdb", 1 / 40), ("a on sst2", 0.75), ("embedding_pgd on imdb", 0.0)
+    ]  # fmt: skip
+    both = pair(fgm, erm, ADV)
+    assert both is not None
+    assert both.strata is not None
+    assert np.bincount(both.strata).tolist() == [40, 40]
+    assert levels(fgm, ADV) == pytest.approx((0.5 + 1 / 40) / 2)
+    assert levels(fgm, ADV_MEAN) == pytest.approx((0.75 + 1 / 40) / 2)
+    study = load_study(tmp_path)
+    said(study, "Attacks ran on 2 environments, imdb, sst2: each attack is named with its environment")
+    assert not [problem for problem in study.problems if "repeat" in problem]
+
+
+def test_attacks_on_other_environments_in_other_runs_are_not_compared(tmp_path: Path) -> None:
+    rows = attacked("pwws", "10" * 20)
+    fgm, erm = two_runs(tmp_path, [replace(row, environment="imdb") for row in rows], rows)
+    assert pair(fgm, erm, ADV) is None
+    assert pair(fgm, erm, Column("attack/pwws on imdb", "pwws on imdb", "adv")) is None
+    said(load_study(tmp_path), "Attacks ran on 2 environments, clean, imdb")
 
 
 def test_adversarial_environments_stand_in_for_attacks(tmp_path: Path) -> None:
