@@ -45,8 +45,8 @@ def page(study: Path) -> Path:
 @pytest.mark.parametrize(
     ("ood", "label", "words"),
     [
-        (0.1, "positive", "defense that raises adversarial robustness raised OOD robustness too"),
-        (-0.1, "negative", "defense that raises adversarial robustness lowered OOD robustness"),
+        (0.1, "positive", ", and raised OOD robustness too."),
+        (-0.1, "negative", ", and lowered OOD robustness."),
         (0.0, "inconclusive", "it cannot be told yet"),
     ],
 )
@@ -57,6 +57,10 @@ def test_the_verdict_comes_first(ood: float, label: str, words: str, tmp_path: P
     assert text.index(label) < text.index(words) < text.index("It rests on freelb against erm; 3 seeds, 400")
     assert text.index("It rests on") < text.index("Over the training")
     assert "With all-MiniLM-L6-v2" in text
+    if label != "inconclusive":
+        assert re.search(
+            r"the defense aimed at adversarial robustness raised it by \+\d+\.\d points, and", text
+        )
 
 
 def test_a_wide_margin_makes_neutral(tmp_path: Path) -> None:
@@ -79,8 +83,8 @@ def test_one_seed_is_no_evidence_on_a_method(tmp_path: Path) -> None:
         ([ERM], PARTS, "this page is about runs of one kind"),
         ([FREELB, Plan("vrex", "ood")], PARTS, "no condition is a baseline for the others"),
         ([ERM, Plan("hybrid", "both", {"attack": 0.2})], PARTS, "aim at both kinds of robustness"),
-        ([ERM, FREELB], {"clean/clean": 0.9, "attack/pwws": 0.3}, "OOD accuracy was not measured"),
-        ([ERM, FREELB], {"clean/clean": 0.9, "ood/yelp": 0.8}, "adversarial accuracy was not measured"),
+        ([ERM, FREELB], {"clean/clean": 0.9, "attack/pwws": 0.3}, "OOD accuracy was measured in no run"),
+        ([ERM, FREELB], {"clean/clean": 0.9, "ood/yelp": 0.8}, "adversarial accuracy was measured in no run"),
     ],
     ids=["one condition", "no baseline", "both", "no OOD", "no adversarial"],
 )
@@ -127,7 +131,7 @@ def test_every_caption_names_the_selection(study: Path, tmp_path: Path) -> None:
     captions = re.findall(r"<caption>.*?</caption>", html, flags=re.DOTALL)
     assert len(captions) == 5
     without = [caption for caption in captions if rule not in caption]
-    assert ["All seeds together: the attacks" in caption for caption in without] == [True]  # cost
+    assert ["whichever are reported" in caption for caption in without] == [True]  # cost
     assert html.count(rule) >= len(captions) + 4
 
 

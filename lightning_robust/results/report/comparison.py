@@ -13,16 +13,21 @@ from lightning_robust.results.figures import Cell, Point, Style, heat_name, slot
 from lightning_robust.results.report.formats import Notes, Shown, counted, show_change
 from lightning_robust.results.report.measures import title
 from lightning_robust.results.report.pictures import Drawing, Styles
-from lightning_robust.results.report.wording import AIM_TITLES
+from lightning_robust.results.report.wording import AIM_TITLES, NOT_DECLARED, aim_title
 from lightning_robust.results.statistics import Effect
 from lightning_robust.results.study import Condition
-from lightning_robust.results.transfer import TransferMatrix
+from lightning_robust.results.transfer import ALPHA, TransferMatrix
 
-ALPHA = 0.05
 _LEAST_SCALE = 0.02
 _LONGEST_LABEL = 16
 _KINDS = {"clean": "Clean", "adv": "Adversarial", "ood": "OOD"}
-_AIM_SLOTS = {"adversarial": 1, "ood": 0, "both": 3, "none": 7}
+_AIM_SLOTS = {
+    AIM_TITLES["adversarial"]: 1,
+    AIM_TITLES["ood"]: 0,
+    AIM_TITLES["both"]: 3,
+    AIM_TITLES["none"]: 7,
+    NOT_DECLARED: 5,
+}
 """Colours of aims where defenses are too many for colours of their own."""
 
 
@@ -85,7 +90,7 @@ def heat(matrix: TransferMatrix, backbone: str, styles: Styles) -> Heat | None:
             cells = [one._replace(css="hatched", mark="", words="of a constant answer") for one in cells]
         seeds = counted(max((one.num_seeds for one in matrix.cells[row] if one), default=0), "seed")
         entry = HeatRow(number, condition.name, seeds, styles[condition.name], cells, matrix.collapsed[row])
-        groups.setdefault(AIM_TITLES[condition.aim], []).append(entry)
+        groups.setdefault(aim_title(condition), []).append(entry)
     columns = [matrix.columns[k] for k in places]
     kinds = [(_KINDS[kind], len(list(members))) for kind, members in groupby(columns, lambda one: one.kind)]
     baselines = list(dict.fromkeys(matrix.baselines[row].name for row in rows))
@@ -154,15 +159,13 @@ def changes(
 
 def aim_style(condition: Condition) -> Style:
     """Return the style of what a condition aims at."""
-    return slot_style(_AIM_SLOTS[condition.aim])._replace(strong=False)
+    return slot_style(_AIM_SLOTS[aim_title(condition)])._replace(strong=False)
 
 
 def aims_legend(conditions: Sequence[Condition]) -> list[tuple[Style, str]]:
     """Return the legend of ``aim_style``."""
-    present = dict.fromkeys(one.aim for one in conditions)
-    return [
-        (slot_style(_AIM_SLOTS[aim]), AIM_TITLES[aim][0].lower() + AIM_TITLES[aim][1:]) for aim in present
-    ]
+    present = dict.fromkeys(aim_title(one) for one in conditions)
+    return [(slot_style(_AIM_SLOTS[aim]), aim[0].lower() + aim[1:]) for aim in present]
 
 
 def effective(found: Sequence[EffectiveRobustness], styles: Styles) -> list[Drawing]:

@@ -9,9 +9,12 @@ from typing import Any
 from lightning_robust.results.report.accuracies import finished, peak_memory
 from lightning_robust.results.report.bundle import table_files
 from lightning_robust.results.report.content import Content
+from lightning_robust.results.selection import select
 from lightning_robust.results.statistics import Correlation, Effect
 
 Rows = list[dict[str, Any]]
+ALL_EVALUATIONS = "all evaluations, on all items"
+ALL_ITEMS = "all items of the reported evaluation"
 
 
 def tables(content: Content) -> dict[str, bytes]:
@@ -26,7 +29,7 @@ def tables(content: Content) -> dict[str, bytes]:
         ("attacks", _attacks(content)),
         ("evaluations", _evaluations(content)),
         ("cost", _cost(content)),
-        ("problems", [{"problem": text} for text in content.problems]),
+        ("problems", [{"problem": text, "selection": content.rule} for text in content.problems]),
     ):
         files.update(table_files(name, rows))
     infos = [
@@ -136,7 +139,7 @@ def _attacks(content: Content) -> Rows:
         {
             "condition": one.condition, "attack": one.attack, **_effect("accuracy", one.accuracy),
             "answers": one.num_items, **{s: one.statuses.get(s, 0) for s in ("success", "failed", "skipped", "error")},
-            "queries": one.queries, "selection": content.rule,
+            "queries": one.queries, "counts": ALL_ITEMS, "selection": content.rule,
         }
         for one in content.attacks
     ]  # fmt: skip
@@ -149,7 +152,8 @@ def _evaluations(content: Content) -> Rows:
             "global_step": one.global_step, "kind": kind, "name": name, "num_items": len(part.items),
             "accuracy": part.accuracy, "majority": part.majority,
             **{s: part.statuses.get(s, 0) for s in ("unparsed", "error", "success", "failed", "skipped")},
-            "queries": part.queries, "seconds": part.seconds,
+            "queries": part.queries, "seconds": part.seconds, "selection": ALL_EVALUATIONS,
+            "reported": one is select(run, content.rule).evaluation,
         }
         for run in content.study.runs
         for one in run.evaluations
@@ -164,6 +168,7 @@ def _cost(content: Content) -> Rows:
             "queries": sum(one.queries for one in run.evaluations),
             "evaluation_seconds": sum(one.seconds for one in run.evaluations),
             "run_seconds": _known(finished(run.info, "seconds")), "peak_memory": _known(peak_memory(run.info)),
+            "selection": ALL_EVALUATIONS,
         }
         for run in content.study.runs
     ]  # fmt: skip

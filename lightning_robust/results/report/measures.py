@@ -47,7 +47,9 @@ class Moment(NamedTuple):
 
 def title(column: Column) -> str:
     """Return what a column is called on the page."""
-    return f"{column.label} (on embeddings)" if column.label in NON_TEXT_ATTACKS else column.label
+    # With several environments it is called «embedding_pgd on imdb».
+    attack = column.label.partition(" on ")[0] if column.key.startswith("attack/") else ""
+    return f"{column.label} (on embeddings)" if attack in NON_TEXT_ATTACKS else column.label
 
 
 def time_axis(study: Study) -> str:

@@ -87,7 +87,8 @@ def plane(traces: Traces, styles: Styles, suffix: str) -> Drawing | None:
     ]
     if sum(not math.isnan(x + y) for line in lines for x, y in zip(line.x, line.y, strict=True)) < 2:
         return None
-    label = "Paths of adversarial against OOD accuracy; the numbers are in the table of evaluations."
+    what = "Paths" if any(len(line.x) > 1 for line in lines) else "Points"
+    label = f"{what} of adversarial against OOD accuracy; the numbers are in the table of evaluations."
     return Drawing(f"plane{suffix}", figures.plane(lines), label)
 
 
