@@ -155,6 +155,10 @@ def _verdict(pairs: dict[str, Paired], after: Condition, margin: float) -> str:
     )
     target, other = ("adversarial", "OOD") if aim == "adv" else ("OOD", "adversarial")
     needed = found.needed
-    more = f" About {needed.num_seeds} seeds and {needed.num_items:,} items are needed." if needed else ""
+    more = (
+        f" At least about {needed.num_seeds} seeds and {needed.num_items:,} items are needed."
+        if needed
+        else ""
+    )
     reason = f" ({found.reason})" if found.reason else ""
     return f"Transfer from {target} to {other} robustness: {found.label}{reason}.{more}"

@@ -74,21 +74,22 @@ def test_several_defenses_are_judged_by_their_mean(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("effect", "words", "advice"),
+    ("effect", "words"),
     [
-        (0.3, "raised it by +", True),
-        (-0.25, "lowered it by ", False),
-        (-0.03, "showed no change of it that could be told from none", True),
+        (0.3, "raised it by +"),
+        (-0.25, "lowered it by "),
+        (-0.03, "showed no change of it that could be told from none"),
     ],
 )
-def test_one_seed_still_tells_of_its_target(effect: float, words: str, advice: bool, tmp_path: Path) -> None:
+def test_one_seed_still_tells_of_its_target(effect: float, words: str, tmp_path: Path) -> None:
     plans = [ERM, Plan("freelb", "adversarial", {"attack": effect})]
     (statement,) = contents(write_study(tmp_path, plans, seeds=1, evaluations=1, num_items=300)).statements
     said = " ".join([statement.sentence, *statement.basis])
+    assert words not in statement.sentence  # which is about the method
+    assert "In these runs, " in said
     assert words in said
-    assert "ne seed shows one training run, not the method" in said
-    assert ("three seeds or more" in said) == advice
-    assert ("yet" in said) == advice
+    assert "one seed shows one training run, not the method" in statement.sentence
+    assert "three seeds or more" in said
 
 
 def test_defenses_that_differ_get_no_single_answer(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ HOW_TO_DECLARE = (
     'in run.json a defense is {"name": "…", "aim": "…", "settings": {}}'
 )
 _DIFFER = "the defenses differ"
-_ONE_SEED = "one seed shows one training run, not the method"
 
 
 class Statement(NamedTuple):
@@ -115,7 +114,7 @@ def _inconclusive(one: StudyVerdict, verdict: Verdict) -> str:
     reason, gained = one.reason or verdict.reason, verdict.on_target
     if reason.startswith(_DIFFER):
         return f"there is no one answer on whether raising {on} changes {off}, as {reason}."
-    if gained.known and gained.sign < 0:
+    if gained.known and gained.sign < 0 and gained.num_seeds > 1:
         return f"{_on_target(one, gained)}: there is no gain that could carry over to {off}."
     return f"it cannot be told yet whether raising {on} changes {off}: {reason}."
 
@@ -126,8 +125,8 @@ def _beyond(one: StudyVerdict, verdict: Verdict) -> list[str]:
     if verdict.label != "inconclusive" or verdict.reason.startswith(_DIFFER):
         return []
     single = gained.known and gained.num_seeds == 1
-    if gained.known and gained.sign < 0:
-        return [f"{capital(_ONE_SEED)}."] if single else []
+    if gained.known and gained.sign < 0 and not single:
+        return []
     seen = f"In these runs, {_on_target(one, gained)}. " if single else ""
     found = f"{seen}{_needed(verdict)}".rstrip()
     return [found] if found else []
@@ -170,7 +169,7 @@ def _needed(verdict: Verdict) -> str:
         counted(verdict.needed.num_seeds, "seed"),
         counted(_round_up(verdict.needed.num_items), "item"),
     )
-    return f"About {items} and {seeds} would be needed to see a change of {_points(verdict.margin)}."
+    return f"At least about {items} and {seeds} would be needed to see a change of {_points(verdict.margin)}."
 
 
 def _numbers(verdict: Verdict, aim: str, number: int) -> str:
