@@ -23,6 +23,7 @@ from lightning_robust.results.tables import (
 )
 from lightning_robust.results.tables import (
     Parts,
+    answers_constantly,
     change,
     headline,
     headline_attacks,
@@ -32,6 +33,10 @@ from lightning_robust.results.tables import (
 
 # Columns below which numbers move together, and below which intervals go to a line of their own.
 _CLOSE, _NARROW = 72, 56
+_CONSTANT = (
+    "The first evaluation was no better on clean items than a constant answer, which no attack changes: changes "
+    "since then say little."
+)
 
 
 class Row(NamedTuple):
@@ -69,7 +74,8 @@ def show_evaluation(
     bar = live_bar(trainer)
     console = _console(bar, progress)
     if console is not None:
-        _print(console, render(title, rows(records, reference), console.width))
+        constant = reference is not None and answers_constantly(groups(reference))
+        _print(console, render(title, rows(records, reference), console.width, _CONSTANT if constant else ""))
         return
     scores = headline(groups(records))
     line = f"{title}: {' · '.join(f'{kind} {score.accuracy:.3f}' for kind, score in scores.items())}"
@@ -108,8 +114,8 @@ def rows(records: Sequence[Record], reference: Sequence[Record] | None = None) -
     return found
 
 
-def render(title: str, found: Sequence[Row], width: int = 80) -> RenderableType:
-    """Return lines as a table for a terminal of that many columns.
+def render(title: str, found: Sequence[Row], width: int = 80, note: str = "") -> RenderableType:
+    """Return lines as a table for a terminal of that many columns, and a note below.
 
     Names and title are shown as they are, without markup and control characters.
     """
@@ -137,7 +143,7 @@ def render(title: str, found: Sequence[Row], width: int = 80) -> RenderableType:
         table.add_row(*cells, _plain(f"{row.accuracy.num_items:,}"))
     caption = _plain(_caption(found))
     caption.stylize("dim")
-    return Group(table, caption, "")
+    return Group(table, caption, *([Text(note, style="yellow")] if note else []), "")
 
 
 def _console(bar: Progress | None, progress: bool | None) -> Console | None:

@@ -49,7 +49,7 @@ class RobustnessMonitor(Callback):
     |---|---|
     | ``transfer/adv_delta``, ``transfer/ood_delta`` | of adversarial, and of mean OOD accuracy; 0.01 is one point |
     | ``transfer/adv_low``, ``_high``, ``transfer/ood_low``, ``_high`` | 95 % interval, of this training run |
-    | ``transfer/ratio`` | OOD per adversarial change; NaN unless the latter's interval leaves out 0 |
+    | ``transfer/ratio`` | OOD per adversarial change; NaN where not estimable (`transfer_deltas`) |
 
     They also stand in a table on the terminal. TensorBoard, W&B, MLflow and CSV loggers get ``robustness/path``, a
     figure of OOD against adversarial accuracy so far.

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lightning_robust.results.records import Record, to_table
-from lightning_robust.results.statistics import Effect, effect
+from lightning_robust.results.statistics import MIN_ITEMS, Effect, effect, is_constant
 
 NON_TEXT_ATTACKS = frozenset({"embedding_pgd"})
 """White-box attacks on embeddings: no text, so no part of the worst case over texts."""
@@ -189,7 +189,8 @@ def transfer_deltas(reference: Records, records: Records) -> dict[str, float]:
     ``transfer/adv_delta`` and ``transfer/ood_delta`` (NaN without common items), the ends of their 95 %
     intervals for this training run, ``transfer/adv_low`` to ``transfer/ood_high`` (NaN where `effect` gives
     none), and ``transfer/ratio``, OOD change per adversarial change: NaN, as not estimable, unless the latter's
-    interval leaves out 0. An evaluation compared with itself has changed by exactly 0.
+    interval leaves out 0, and where one evaluation is a constant answer. An evaluation compared with itself has
+    changed by exactly 0.
     """
     before, after = groups(reference), groups(records)
     adv, ood = change(before, after, "adv"), change(before, after, "ood")
@@ -199,7 +200,9 @@ def transfer_deltas(reference: Records, records: Records) -> dict[str, float]:
         found[f"transfer/{name}_delta"] = one.delta
         found[f"transfer/{name}_low"] = 0.0 if itself else one.low
         found[f"transfer/{name}_high"] = 0.0 if itself else one.high
-    estimable = adv.low > 0 or adv.high < 0
+    estimable = (adv.low > 0 or adv.high < 0) and not (
+        answers_constantly(before) or answers_constantly(after)
+    )
     return found | {"transfer/ratio": ood.delta / adv.delta if estimable else math.nan}
 
 
@@ -223,6 +226,12 @@ def change(before: Parts, after: Parts, measure: str) -> Effect:
     kind = "adversarial" if measure == "adv" else measure
     keys = [key for key in before if key[0] == kind and key in after]
     return paired_change([(worst_case([before[key]]), worst_case([after[key]])) for key in keys])
+
+
+def answers_constantly(parts: Parts) -> bool:
+    """Return whether an evaluation is no better on clean items than a constant answer; a few items do not say."""
+    clean = parts.get(("clean", "clean"))
+    return clean is not None and len(clean.label) >= MIN_ITEMS and is_constant(clean.correct, clean.label)
 
 
 def paired_change(pairs: Iterable[tuple[Mapping[str, bool], Mapping[str, bool]]]) -> Effect:

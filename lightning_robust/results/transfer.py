@@ -17,8 +17,8 @@ from lightning_robust.results.statistics import (
     accuracy,
     effect,
     holm,
+    is_constant,
     transfer_verdict,
-    wilson,
 )
 from lightning_robust.results.study import Condition, Run, Study, columns, pair, seed_pairs
 
@@ -191,8 +191,7 @@ def common_rows(conditions: Sequence[Condition], baseline: Condition) -> list[li
 def is_collapsed(condition: Condition, rule: Rule = "last") -> bool:
     """Return whether at least half of the runs are no better on clean items than always answering one label.
 
-    No attack can change a constant answer, so that such a run seems robust. A run counts if the lower end of
-    Wilson's 95 % interval is not above the share of the most frequent label.
+    See `is_constant`.
 
     Args:
         condition: Without clean items it counts as not collapsed.
@@ -203,8 +202,7 @@ def is_collapsed(condition: Condition, rule: Rule = "last") -> bool:
         chosen = select(run, rule)
         clean = combine([chosen.evaluation], CLEAN, chosen.reported)
         if clean is not None:
-            majority = np.unique(clean.labels, return_counts=True)[1].max() / len(clean.labels)
-            found.append(wilson(float(clean.values.mean()), len(clean.labels))[0] <= majority)
+            found.append(is_constant(clean.values.ravel(), clean.labels))
     return bool(found) and sum(found) >= len(found) / 2
 
 

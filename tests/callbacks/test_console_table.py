@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from lightning.pytorch import Trainer
@@ -67,6 +69,26 @@ def test_rows_agree_with_the_metrics_that_are_logged() -> None:
     assert found["ood/a"].accuracy == accuracy(now.correct)
     assert found["ood/new"].change is None
     assert found["ood (mean)"].accuracy.num_items == 300
+
+
+def test_a_change_from_a_constant_answer_has_no_ratio_and_is_marked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    constant = [replace(one, predicted=1, correct=one.label == 1) for one in evaluation("run", 0, 1, FIRST)]
+    constant = [
+        replace(one, status="failed" if one.correct else "skipped") if one.attack else one for one in constant
+    ]
+    useful, then = evaluation("run", 0, 1, FIRST), evaluation("run", 1, 2, {**FIRST, "attack/pwws": 0.9})
+    assert not math.isnan(
+        transfer_deltas(useful, evaluation("run", 1, 2, THEN | {"attack/deepwordbug": 0.9}))["transfer/ratio"]
+    )
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    for before, after, marked in ((constant, then, True), (useful, constant, False)):
+        deltas = transfer_deltas(before, after)
+        assert deltas["transfer/adv_low"] > 0 or deltas["transfer/adv_high"] < 0
+        assert math.isnan(deltas["transfer/ratio"])
+        console_table.show_evaluation(trainer, True, "", after, before)
+        assert ("constant answer" in capsys.readouterr().err.replace("\n", " ")) is marked
 
 
 def test_a_single_attack_or_environment_has_no_second_row_for_its_mean() -> None:

@@ -17,6 +17,7 @@ from lightning_robust.results.statistics.effects import (
     differences,
     effect,
     holm,
+    is_constant,
     mcnemar,
     wilson,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "effect",
     "effective_robustness",
     "holm",
+    "is_constant",
     "mcnemar",
     "minimal_detectable_effect",
     "needed",

@@ -161,6 +161,21 @@ def wilson(share: float, num_items: int, confidence: float = 0.95) -> tuple[floa
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def is_constant(correct: ArrayLike, labels: ArrayLike) -> bool:
+    """Return whether answers are no better than always giving the most frequent label.
+
+    They are if the lower end of Wilson's 95 % interval is not above that label's share. No attack can change a
+    constant answer, so that such a model seems robust.
+
+    Args:
+        correct: ``(items,)`` right or wrong.
+        labels: ``(items,)``.
+    """
+    right = np.asarray(correct, dtype=np.float64)
+    majority = np.unique(np.asarray(labels), return_counts=True)[1].max(initial=0) / max(len(right), 1)
+    return bool(len(right) and wilson(float(right.mean()), len(right))[0] <= majority)
+
+
 def mcnemar(treated: ArrayLike, baseline: ArrayLike) -> float:
     """Return the exact two-sided p-value of McNemar's test (1947): of the items that changed, as many each way.
 

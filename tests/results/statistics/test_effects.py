@@ -14,6 +14,7 @@ from lightning_robust.results.statistics import (
     accuracy,
     effect,
     holm,
+    is_constant,
     mcnemar,
     wilson,
 )
@@ -43,6 +44,18 @@ def test_one_seed_is_the_paired_interval_of_agresti_and_min():
     table = [[50, lost], [gained, 20]]
     assert found.p_value == pytest.approx(contingency_tables.mcnemar(table, exact=True).pvalue)
     assert mcnemar(treated, baseline) == found.p_value
+
+
+def test_a_constant_answer_is_one_that_the_majority_is_within_the_interval_of():
+    labels = np.array([1] * 60 + [0] * 40)
+    bound = (
+        proportion.proportion_confint(69, 100, method="wilson")[0],
+        proportion.proportion_confint(70, 100, method="wilson")[0],
+    )
+    assert bound[0] < 0.6 < bound[1]
+    for right, expected in ((100, False), (70, False), (69, True), (60, True), (10, True)):
+        assert is_constant(np.arange(100) < right, labels) is expected
+    assert not is_constant([], [])
 
 
 def test_mcnemar_without_a_change():
