@@ -69,10 +69,13 @@ def _run(options: argparse.Namespace) -> int:
         attack(out, options)
     elif options.command == "report":
         _check_margin(options.margin)
+        from lightning_robust.commands.reading import reading
         from lightning_robust.results import write_report
 
         settings = {"baseline": options.baseline, "select": options.select, "margin": options.margin / 100}
-        out.print(f"Report: {write_report(options.runs, options.output, **settings)}", soft_wrap=True)
+        with reading("Making the report") as progress:
+            path = write_report(options.runs, options.output, progress=progress, **settings)
+        out.print(f"Report: {path}", soft_wrap=True)
     elif options.command == "compare":
         _check_margin(options.margin)
         from lightning_robust.commands.compare import compare

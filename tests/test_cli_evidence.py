@@ -156,3 +156,16 @@ def test_power_refuses_numbers_that_make_no_sense(option, capsys):
     code, text = call(capsys, "power", option)
     assert code == 1
     assert f"Expected {option.partition('=')[0]} to be between" in text
+
+
+def test_a_bar_is_on_terminals_only_and_leaves_nothing_behind(runs, tmp_path, capsys, monkeypatch):
+    command = ["report", str(runs), "-o", str(tmp_path / "report.html")]
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert main(command) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main(command) == 0
+    shown = capsys.readouterr().err
+    assert "Making the report" in shown
+    assert "6/6" in shown
+    assert shown.rstrip().endswith("\x1b[2K")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_robust.commands.reading import reading
 from lightning_robust.errors import ConfigError
 from lightning_robust.results.outcomes import Column
 from lightning_robust.results.problems import named
@@ -55,7 +56,8 @@ def compare(out: Console, options: argparse.Namespace) -> None:
 
 
 def _one(path: Path) -> tuple[Condition, Study]:
-    study = load_study(path)
+    with reading("Comparing") as progress:
+        study = load_study(path, progress=progress)
     if len(study.conditions) != 1:
         found = ", ".join(condition.name for condition in study.conditions)
         raise ConfigError(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_robust.commands.reading import reading
 from lightning_robust.errors import ConfigError
 from lightning_robust.results.outcomes import Column
 from lightning_robust.results.statistics import (
@@ -59,7 +60,8 @@ def _spreads(options: argparse.Namespace) -> list[tuple[str, Components]]:
                 assumed,
             )
         ]
-    study = load_study(options.runs, baseline=options.baseline)
+    with reading("Counting") as progress:
+        study = load_study(options.runs, baseline=options.baseline, progress=progress)
     found = [_measured(study, column) for column in columns(study) if column.key in KEYS]
     known = [one for one in found if one is not None]
     if not known:

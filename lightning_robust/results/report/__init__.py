@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning_robust.results.figures import on_white, to_png, to_svg_file
@@ -25,6 +25,7 @@ def write_report(
     baseline: str | None = None,
     select: Rule = "last",
     margin: float = 0.01,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Path:
     """Write what was measured in ``runs`` to one HTML file that needs no network.
 
@@ -38,6 +39,7 @@ def write_report(
         baseline: Name of the condition that others are compared with; found by itself by default.
         select: Which evaluation of each run is reported: ``last``, ``clean``, ``joint`` or ``oracle``.
         margin: The largest change that a verdict calls none, as a fraction.
+        progress: Called with the records files read so far and their number.
 
     Returns:
         The path written.
@@ -51,7 +53,7 @@ def write_report(
     if not paths:
         raise RecordsError("Expected at least one run to report, but got none. Name a run's folder.")
     check_rule(select)
-    content = look(load_study(paths, baseline=baseline), select, margin)
+    content = look(load_study(paths, baseline=baseline, progress=progress), select, margin)
     target = Path(output)
     target = target / "report.html" if target.is_dir() else target
     files, drawn = tables(content), {}
