@@ -154,7 +154,10 @@ def write_records(path: PathLike, records: Iterable[Record] | pa.Table) -> Path:
         RecordsError: Where the folder cannot be written or the disk is full; an earlier file stays.
     """
     table = records if isinstance(records, pa.Table) else to_table(records)
-    return write_atomic(Path(path), lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    return write_atomic(
+        Path(path),
+        lambda temporary: pq.write_table(table, temporary, compression="zstd", write_page_checksum=True),
+    )
 
 
 def read_records(path: PathLike | Sequence[PathLike], *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -193,7 +196,7 @@ def iter_records(
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     files = [file for one in paths for file in record_files(one)]
     for file in files:
-        table = _read_file(file, names)
+        table = _read_whole(file, names)
         if table is not None:
             some = True
             yield table
@@ -245,18 +248,28 @@ def _known_columns(columns: Sequence[str] | None) -> list[str]:
     return list(SCHEMA.names if columns is None else columns)
 
 
-def _read_file(path: Path, names: list[str]) -> pa.Table | None:
+def read_file(path: Path, names: Sequence[str] = SCHEMA.names) -> pa.Table:
+    """Read columns of one records file; those that its schema version lacks are null.
+
+    Raises:
+        RecordsError: If it is no records file, or has an unknown schema version.
+        pa.ArrowException: If it is cut short or damaged.
+    """
+    # Opened here: a path such as "epoch=003/…" is not to be read as a partition of a data set.
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        _check_version(path, file)
+        there = [name for name in names if name in file.schema_arrow.names]
+        table, schema = file.read(columns=there), pa.schema([SCHEMA.field(name) for name in names])
+        columns = [
+            table[field.name] if field.name in there else pa.nulls(file.metadata.num_rows, field.type)
+            for field in schema
+        ]
+        return pa.table(columns, list(names)).cast(schema)
+
+
+def _read_whole(path: Path, names: Sequence[str]) -> pa.Table | None:
     try:
-        # Opened here: a path such as "epoch=003/…" is not to be read as a partition of a data set.
-        with pq.ParquetFile(path) as file:
-            _check_version(path, file)
-            there = [name for name in names if name in file.schema_arrow.names]
-            table, schema = file.read(columns=there), pa.schema([SCHEMA.field(name) for name in names])
-            columns = [
-                table[field.name] if field.name in there else pa.nulls(file.metadata.num_rows, field.type)
-                for field in schema
-            ]
-            return pa.table(columns, names).cast(schema)
+        return read_file(path, names)
     except RobustError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -278,6 +291,8 @@ def check_schema(path: Path, columns: Sequence[str], versions: Sequence[int | No
     absent = [name for name in SCHEMA.names if name not in columns]
     if "schema_version" in absent:
         raise RecordsError(f"{path} is no records file: its columns are {list(columns)}.")
+    if len(set(columns)) < len(columns):
+        raise RecordsError(f"{path} has columns of the same name: {list(columns)}.")
     if any(version not in _READABLE_VERSIONS for version in versions):
         raise RecordsError(
             f"Expected {path} to have schema version {' or '.join(map(str, _READABLE_VERSIONS))}, but got {list(versions)}. "

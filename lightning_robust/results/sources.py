@@ -37,8 +37,8 @@ def find_sources(paths: Sequence[PathLike]) -> list[Source]:
     """
     found: dict[Path, dict[Path, None]] = {}
     for path in paths:
-        files = dict.fromkeys(file.resolve() for file in record_files(path))
-        inside = {file.resolve(): None for file in sorted(Path(path).glob("*/records/*.parquet"))}
+        files = dict.fromkeys(_resolved(file) for file in record_files(path))
+        inside = {_resolved(file): None for file in sorted(Path(path).glob("*/records/*.parquet"))}
         defended = {folder for folder in {_folder(file) for file in inside} if _is_defended(folder)}
         files |= {file: None for file in inside if _folder(file) in defended}
         for file in files:
@@ -58,6 +58,11 @@ def without_records(paths: Sequence[PathLike]) -> list[Path]:
     return sorted({one for one in found if not any(any(one.glob(pattern)) for pattern in patterns)})
 
 
+def _resolved(file: Path) -> Path:
+    """Return the file's path with its folder resolved: a link to a file belongs to the run that it lies in."""
+    return file.parent.resolve() / file.name
+
+
 def _folder(file: Path) -> Path:
     return file.parent.parent if file.parent.name == "records" else file.parent
 
@@ -72,10 +77,9 @@ def _is_defended(folder: Path) -> bool:
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Read the columns that count, by row groups: a file may be larger than memory."""
     # Opened here: a path such as "epoch=003/…" is not to be read as a partition of a data set.
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         there = file.schema_arrow.names
-        if "schema_version" not in there:
-            check_schema(path, there, [])
+        check_schema(path, there, [1])  # what every version has
         schema = pa.schema([SCHEMA.field(name) for name in _COLUMNS])
         for index in range(file.num_row_groups):
             group = file.read_row_group(index, columns=[n for n in _COLUMNS if n in there], use_threads=False)

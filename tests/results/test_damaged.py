@@ -31,7 +31,9 @@ from tests.results.studies import (
 )
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "version", "no records file", "kind"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "garbage", "empty", "version", "no records file", "kind", "twice"]
+)
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, damage: str) -> None:
     folder = make_study(tmp_path, seeds=1) / "fgm-seed0"
     path = folder / "records" / "epoch=001.parquet"
@@ -41,6 +43,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, damage: str) -> Non
         pq.write_table(table.set_column(table.num_columns - 1, "schema_version", threes), path)
     elif damage == "no records file":
         pq.write_table(pa.table({"a": [1]}), path)
+    elif damage == "twice":
+        pq.write_table(table.append_column("label", table["label"]), path)
     elif damage == "kind":
         at = table.column_names.index("kind")
         pq.write_table(table.set_column(at, "kind", pa.array(["new"] * table.num_rows)), path)
@@ -87,6 +91,35 @@ def test_bytes_damaged_in_the_middle_leave_no_half_file(tmp_path: Path) -> None:
     study = load_study(tmp_path)
     said(study, f"{path} is left out")
     assert len(run_named(study, "fgm-seed0").evaluations) == 1
+
+
+def test_no_flipped_bit_changes_an_answer(tmp_path: Path) -> None:
+    path = make_study(tmp_path, seeds=1) / "fgm-seed0" / "records" / "epoch=001.parquet"
+
+    def answers() -> list[list[object]]:
+        evaluations = run_named(load_study(tmp_path), "fgm-seed0").evaluations
+        return [[part.correct.tolist(), part.statuses] for one in evaluations for part in one.parts.values()]
+
+    content, whole, rng, left_out = path.read_bytes(), answers(), np.random.default_rng(0), 0
+    first = whole[: len(whole) // 2]
+    for position in rng.integers(4, len(content) - 8, 40):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        found = answers()
+        left_out += found == first
+        assert found in (whole, first)
+    assert left_out
+
+
+def test_a_linked_file_belongs_to_the_run_that_it_lies_in(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", seeds=1) / "fgm-seed0"
+    path = folder / "records" / "epoch=001.parquet"
+    path.rename(tmp_path / "elsewhere.parquet")
+    path.symlink_to(tmp_path / "elsewhere.parquet")
+    study = load_study(tmp_path / "study")
+    assert not [problem for problem in study.problems if "left out" in problem]
+    assert len(run_named(study, "fgm-seed0").evaluations) == 2
 
 
 def test_a_run_of_which_nothing_is_left_is_left_out(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lightning_robust.results import RecordsError, write_records, write_report, write_run_json
 from lightning_robust.results.records import encode_text
-from lightning_robust.results.report.examples import changed_spans, choose_examples
+from lightning_robust.results.report.examples import changed_spans, choose_examples, load_examples
+from lightning_robust.results.study import load_study
 from tests.results.synthetic import evaluation, record, write_run
 
 FULL = {"clean/clean": 0.8, "attack/deepwordbug": 0.2, "ood/yelp": 0.7, "ood/imdb": 0.6}
@@ -204,6 +207,21 @@ def test_long_texts_are_cut_to_the_edits() -> None:
     assert spans[0].text.startswith("… w88")
     assert spans[-1].text.endswith("w112 …")
     assert len(changed_spans("x" * 10_000, "y")[0][0].text) == 60
+
+
+def test_examples_are_found_in_records_with_columns_of_other_types(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "run", [FULL])
+    expected = load_examples(load_study(tmp_path).conditions, 3, "last")
+    (path,) = (tmp_path / "run" / "records").glob("*.parquet")
+    table = pq.read_table(path)
+    types = {"label": pa.float64(), "predicted": pa.int64(), "text": pa.large_string(), "attack": pa.string()}
+    pq.write_table(table.cast(pa.schema([(f.name, types.get(f.name, f.type)) for f in table.schema])), path)
+    found = load_examples(load_study(tmp_path).conditions, 3, "last")
+    assert [example for _, example in found] == [example for _, example in expected]
+    assert len(found) == 3
+    at = table.column_names.index("label")
+    pq.write_table(table.set_column(at, "label", pa.nulls(len(table), pa.int32())), path)
+    assert load_examples(load_study(tmp_path).conditions, 3, "last") == []
 
 
 def test_examples_prefer_small_edits_and_show_pairs() -> None:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from lightning_robust.results.records import SCHEMA, decode_text
+from lightning_robust.errors import RobustError
+from lightning_robust.results.records import decode_text, read_file
 from lightning_robust.results.selection import Rule, select
 from lightning_robust.results.study import Condition, Run
 
@@ -103,31 +103,29 @@ def _successes(run: Run, rule: Rule) -> list[dict[str, object]]:
     for file in run.files:
         try:
             rows += _read_successes(file, moment)
-        except (pa.ArrowException, OSError):
-            continue  # cut short: the study's problems name it
+        except (RobustError, pa.ArrowException, OSError):
+            continue  # the study's problems name it
     return rows
 
 
 def _read_successes(path: Path, moment: tuple[str, int | None, int | None]) -> list[dict[str, object]]:
-    with pq.ParquetFile(path) as file:
-        moments = file.read(columns=_MOMENT).cast(pa.schema([SCHEMA.field(name) for name in _MOMENT]))
-        here = [
-            pc.is_null(moments[name]) if value is None else pc.equal(moments[name], value)
-            for name, value in zip(_MOMENT, moment, strict=True)
-        ]
-        wanted = pc.fill_null(pc.and_(here[0], pc.and_(here[1], here[2])), False)
-        if not pc.any(wanted).as_py():
-            return []
-        table = file.read().filter(wanted)
-        found: list[dict[str, object]] = table.filter(pc.equal(table["status"], "success")).to_pylist()
-        return found
+    moments = read_file(path, _MOMENT)
+    here = [
+        pc.is_null(moments[name]) if value is None else pc.equal(moments[name], value)
+        for name, value in zip(_MOMENT, moment, strict=True)
+    ]
+    wanted = pc.fill_null(pc.and_(here[0], pc.and_(here[1], here[2])), False)
+    if not pc.any(wanted).as_py():
+        return []
+    table = read_file(path).filter(wanted)
+    found: list[dict[str, object]] = table.filter(pc.equal(table["status"], "success")).to_pylist()
+    return found
 
 
 def _shows_text(row: dict[str, object]) -> bool:
     texts = (row["text"], row["perturbed_text"])
-    return row["status"] == "success" and all(
-        isinstance(text, str) and len(text) <= LONGEST_TEXT for text in texts
-    )
+    known = row["status"] == "success" and row["label"] is not None
+    return known and all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in texts)
 
 
 def _telling(row: dict[str, object]) -> tuple[float, float, str]:
