@@ -120,7 +120,14 @@ def distinct_runs(runs: Sequence[Run], problems: list[str]) -> list[Run]:
 def _same_records(one: Run, other: Run) -> bool:
     def content(run: Run) -> list[Any]:
         return [
-            (moment.epoch, moment.global_step, key, part.items.ids, part.correct.tobytes(), part.statuses)
+            (
+                moment.epoch,
+                moment.global_step,
+                key,
+                part.items.ids,
+                part.correct.tobytes(),
+                part.codes.tobytes(),
+            )
             for moment in run.evaluations
             for key, part in moment.parts.items()
         ]

@@ -1,9 +1,8 @@
-"""Run folders, read file by file: one byte is kept of each record."""
+"""Run folders, read file by file: six bytes are kept of each record."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,11 +15,12 @@ from lightning_robust.results.files import RecordsError
 from lightning_robust.results.loaded import Loaded, Where
 from lightning_robust.results.outcomes import Positions
 from lightning_robust.results.parts import WRONG_STATUSES, Bools, Items, Part
-from lightning_robust.results.records import KINDS
+from lightning_robust.results.records import KINDS, STATUSES
 from lightning_robust.results.sources import Source, read_batches
 
 _MOMENT = ["run_id", "epoch", "global_step"]
 _LAYOUT = ["kind", "environment", "attack", "item_id", "label"]
+_WRONG = np.array([name in WRONG_STATUSES for name in (*STATUSES, "")])
 _KEPT_LAYOUTS = 64  # files of one run follow each other
 
 Moment = tuple[str, int | None, int | None]
@@ -82,8 +82,8 @@ class Reader:
             parts[key] = Part(
                 items,
                 np.concatenate([earlier.correct, part.correct]),
-                dict(Counter(earlier.statuses) + Counter(part.statuses)),
-                earlier.queries + part.queries,
+                np.concatenate([earlier.codes, part.codes]),
+                np.concatenate([earlier.queries, part.queries]),
                 earlier.seconds + part.seconds,
             )
         else:
@@ -92,26 +92,26 @@ class Reader:
     def _parts(self, batch: pa.RecordBatch, loaded: Loaded) -> Iterator[tuple[Moment, Where, Part]]:
         for moment, rows in _moments(batch):
             status: pa.DictionaryArray = rows["status"]
-            names, codes = status.dictionary.to_pylist(), _ints(status.indices)
-            wrong = np.array([name in WRONG_STATUSES for name in names], dtype=bool)[codes]
+            codes = np.array([_code(name) for name in status.dictionary.to_pylist()], np.uint8)[
+                _ints(status.indices)
+            ]
+            wrong = _WRONG[codes]
             unknown = _bools(rows["correct"].is_null()) & ~wrong
             correct = _bools(rows["correct"].fill_null(False)) & ~wrong
-            codes = np.where(unknown, len(names), codes)
-            names.append("unparsed")
-            queries, seconds = _ints(rows["queries"]), _floats(rows["seconds"])
+            codes[unknown] = _code("unparsed")
+            queries, seconds = rows["queries"].to_numpy(), _floats(rows["seconds"])
             loaded.unknown[moment[0]] += int(unknown.sum())
             loaded.not_numbers[moment[0]] += pc.sum(pc.is_nan(rows["probability"])).as_py() or 0
             for key, (items, where, repeated) in self._layout(rows).items():
                 loaded.repeated[moment[0]] += repeated
-                counts = np.bincount(codes[where], minlength=len(names)).tolist()
                 yield (
                     moment,
                     key,
                     Part(
                         items,
                         correct[where].copy(),
-                        _by_status(names, counts),
-                        int(queries[where].sum()),
+                        codes[where].copy(),
+                        queries[where].copy(),
                         float(seconds[where].sum()),
                     ),
                 )
@@ -160,11 +160,8 @@ class Reader:
         return self._items[digest]
 
 
-def _by_status(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
-    found: Counter[str] = Counter()
-    for name, count in zip(names, counts, strict=True):
-        found[name] += count
-    return {name: count for name, count in found.items() if count}
+def _code(status: str) -> int:
+    return STATUSES.index(status) if status in STATUSES else len(STATUSES)
 
 
 def _moments(batch: pa.RecordBatch) -> Iterator[tuple[Moment, pa.RecordBatch]]:

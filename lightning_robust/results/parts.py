@@ -1,4 +1,4 @@
-"""What evaluations found, compactly: about one byte for each record."""
+"""What evaluations found, compactly: six bytes for each record."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_robust.results.records import STATUSES
 
 Bools = NDArray[np.bool_]
 Key = tuple[str, str]
@@ -55,18 +57,38 @@ class Part(NamedTuple):
     Args:
         items: What was evaluated.
         correct: ``(items,)``; items without a usable answer, skipped and broken ones are wrong.
-        statuses: Number of items by status.
-        queries: Of all items.
-        seconds: Of all items.
+        codes: ``(items,)``, places in ``STATUSES``, or its length for any other status.
+        queries: ``(items,)``.
+        seconds: Of all items together.
         environment: What was attacked, where a study's attacks ran on several environments; else empty.
     """
 
     items: Items
     correct: Bools
-    statuses: dict[str, int]
-    queries: int
+    codes: NDArray[np.uint8]
+    queries: NDArray[np.int32]
     seconds: float
     environment: str = ""
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """Number of items by status, those of ``STATUSES`` that there are."""
+        counts = np.bincount(self.codes, minlength=len(STATUSES)).tolist()
+        return {name: number for name, number in zip(STATUSES, counts, strict=False) if number}
+
+    def only(self, kept: Bools) -> Part:
+        """Return the part on some of its items.
+
+        Args:
+            kept: ``(items,)``. Seconds, which are not known by item, stay those of all.
+        """
+        ids = [i for i, keep in zip(self.items.ids, kept.tolist(), strict=True) if keep]
+        return self._replace(
+            items=Items(ids, self.items.labels[kept]),
+            correct=self.correct[kept],
+            codes=self.codes[kept],
+            queries=self.queries[kept],
+        )
 
     @property
     def accuracy(self) -> float:
@@ -82,7 +104,7 @@ class Part(NamedTuple):
     @property
     def mean_queries(self) -> float:
         """Mean over all items; NaN without items."""
-        return self.queries / len(self.items) if len(self.items) else math.nan
+        return float(self.queries.mean()) if len(self.items) else math.nan
 
     @property
     def majority(self) -> float:
@@ -115,7 +137,7 @@ class Evaluated(NamedTuple):
     @property
     def queries(self) -> int:
         """Victim calls counted by the attacks."""
-        return sum(part.queries for (kind, _), part in self.parts.items() if kind == "attack")
+        return sum(int(part.queries.sum()) for (kind, _), part in self.parts.items() if kind == "attack")
 
     @property
     def seconds(self) -> float:

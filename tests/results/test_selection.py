@@ -24,7 +24,10 @@ ITEMS: Mapping[Key, Items] = {CLEAN_KEY: items_of("clean"), ATTACK: items_of("cl
 
 
 def evaluated(epoch: int, rights: Mapping[Key, np.ndarray]) -> Evaluated:
-    parts = {key: Part(ITEMS[key], right, {"evaluated": len(right)}, 0, 0.0) for key, right in rights.items()}
+    parts = {}
+    for key, right in rights.items():
+        codes, queries = np.zeros(len(right), np.uint8), np.ones(len(right), np.int32)
+        parts[key] = Part(ITEMS[key], right, codes, queries, 0.0)
     return Evaluated(epoch, 10 * epoch, parts)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lightning_robust.results.outcomes import Column
 from lightning_robust.results.report.formats import Notes, Shown, count, percent, show_accuracy
-from lightning_robust.results.report.measures import Moment, Score, final, title
+from lightning_robust.results.report.measures import Moment, Score, final, kept, title
 from lightning_robust.results.selection import Rule, select
 from lightning_robust.results.statistics import Effect
 from lightning_robust.results.study import Condition, Part
@@ -117,7 +117,7 @@ def attack_rows(
                 for part in parts:
                     statuses.update(part.statuses)
                 sizes = sum(len(part.items) for part in parts)
-                queries = sum(part.queries for part in parts)
+                queries = sum(int(part.queries.sum()) for part in parts)
                 rows.append(AttackRow(condition.name, name, score.effect, dict(statuses), sizes, queries))
     return rows
 
@@ -171,9 +171,10 @@ def _largest(values: Sequence[float]) -> float:
 
 def _parts(condition: Condition, rule: Rule) -> dict[tuple[str, str], list[Part]]:
     found: dict[tuple[str, str], list[Part]] = {}
+    keep = kept(rule)
     for run in condition.runs:
         for key, part in select(run, rule).evaluation.parts.items():
-            found.setdefault(key, []).append(part)
+            found.setdefault(key, []).append(part if keep is None else part.only(keep(part.items)))
     return found
 
 

@@ -14,7 +14,6 @@ from lightning_robust.results.statistics import Correlation, Effect
 
 Rows = list[dict[str, Any]]
 ALL_EVALUATIONS = "all evaluations, on all items"
-ALL_ITEMS = "all items of the reported evaluation"
 
 
 def tables(content: Content) -> dict[str, bytes]:
@@ -139,7 +138,7 @@ def _attacks(content: Content) -> Rows:
         {
             "condition": one.condition, "attack": one.attack, **_effect("accuracy", one.accuracy),
             "answers": one.num_items, **{s: one.statuses.get(s, 0) for s in ("success", "failed", "skipped", "error")},
-            "queries": one.queries, "counts": ALL_ITEMS, "selection": content.rule,
+            "queries": one.queries, "selection": content.rule,
         }
         for one in content.attacks
     ]  # fmt: skip
@@ -152,7 +151,7 @@ def _evaluations(content: Content) -> Rows:
             "global_step": one.global_step, "kind": kind, "name": name, "num_items": len(part.items),
             "accuracy": part.accuracy, "majority": part.majority,
             **{s: part.statuses.get(s, 0) for s in ("unparsed", "error", "success", "failed", "skipped")},
-            "queries": part.queries, "seconds": part.seconds, "selection": ALL_EVALUATIONS,
+            "queries": int(part.queries.sum()), "seconds": part.seconds, "selection": ALL_EVALUATIONS,
             "reported": one is select(run, content.rule).evaluation,
         }
         for run in content.study.runs
