@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from lightning_robust.results import Effect, effect, holm, load_study
-from lightning_robust.results.statistics import wilson
+from lightning_robust.results.statistics import accuracy, wilson
 
 SHARED = Path("../shared")
 RESULTS = Path("benchmarks/defense_study.jsonl")
@@ -152,12 +152,13 @@ def table() -> str:
         if not seeds:
             continue
         if row == plain:
-            cells = [f"{100 * _accuracy(runs, row, seeds, parts):.1f}" for parts in COLUMNS.values()]
+            cells = [_level(_accuracy(runs, row, seeds, parts)) for parts in COLUMNS.values()]
         else:
             cells = [_cell(effects[row, column], adjusted[row, column]) for column in COLUMNS]
         times = [runs[row, s]["training_seconds"] / runs[plain, s]["training_seconds"] for s in seeds]
         name = f"`{row}`" + (" (collapsed)" if _is_collapsed(runs, row, seeds) else "")
-        lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} | {np.mean(times):.2f} |")
+        spread = "" if row == plain else f" ({min(times):.2f}–{max(times):.2f})"
+        lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} | {np.mean(times):.2f}{spread} |")
     return "\n".join(
         [f"| row | seeds | {' | '.join(COLUMNS)} | time |", f"|---|---|{'---|' * (len(COLUMNS) + 1)}", *lines]
     )
@@ -171,18 +172,23 @@ def _change(
     runs: dict[tuple[str, int], dict[str, Any]], row: str, plain: str, seeds: list[int], parts: list[str]
 ) -> Effect:
     treated, baseline = ([_right(runs[name, s], parts) for s in seeds] for name in (row, plain))
-    strata = np.repeat(parts, [len(_unpacked(runs[row, seeds[0]]["right"][part])) for part in parts])
-    return effect(treated, baseline, strata=strata if len(parts) > 1 else None)
+    return effect(treated, baseline, strata=_strata(runs[row, seeds[0]], parts))
 
 
 def _right(run: dict[str, Any], parts: list[str]) -> Bits:
     return np.concatenate([_unpacked(run["right"][part]) for part in parts])
 
 
+def _strata(run: dict[str, Any], parts: list[str]) -> list[str] | None:
+    """Return what part each item is of; None where there is one part only."""
+    return [part for part in parts for _ in _unpacked(run["right"][part])] if len(parts) > 1 else None
+
+
 def _accuracy(
     runs: dict[tuple[str, int], dict[str, Any]], row: str, seeds: list[int], parts: list[str]
-) -> float:
-    return float(np.mean([[_unpacked(runs[row, s]["right"][part]).mean() for part in parts] for s in seeds]))
+) -> Effect:
+    right = [_right(runs[row, s], parts) for s in seeds]
+    return accuracy(right, strata=_strata(runs[row, seeds[0]], parts))
 
 
 def _is_collapsed(runs: dict[tuple[str, int], dict[str, Any]], row: str, seeds: list[int]) -> bool:
@@ -191,6 +197,10 @@ def _is_collapsed(runs: dict[tuple[str, int], dict[str, Any]], row: str, seeds: 
     low = [wilson(float(right.mean()), len(right))[0] for right in clean]
     constant = [one <= runs[row, s]["majority"] for one, s in zip(low, seeds, strict=True)]
     return bool(sum(constant) >= len(seeds) / 2)
+
+
+def _level(found: Effect) -> str:
+    return f"{100 * found.delta:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def _cell(found: Effect, adjusted: float) -> str:
