@@ -25,7 +25,15 @@ from lightning_robust.callbacks.item_records import When, attack_record, environ
 from lightning_robust.data.items import Environment, Item, Text
 from lightning_robust.data.sampling import stable_hash
 from lightning_robust.errors import ConfigError
-from lightning_robust.results import PartialRecords, Record, decode_text, metrics, transfer_deltas
+from lightning_robust.results import (
+    PartialRecords,
+    Record,
+    RecordsError,
+    decode_text,
+    metrics,
+    read_run_json,
+    transfer_deltas,
+)
 
 __all__ = ["Evaluation", "Shard", "When", "check_budget", "free_folder", "make_attacks"]
 
@@ -222,13 +230,25 @@ class Evaluation:
         }
 
 
-def free_folder(base: Path) -> Path:
-    """Return ``base``, ``base-2``, ``base-3``, …: the first that holds no finished records."""
+def free_folder(base: Path, run_id: str | None = None) -> Path:
+    """Return ``base``, ``base-2``, ``base-3``, …: the first that holds no finished records, or those of a run.
+
+    Args:
+        base: Where to begin.
+        run_id: A run whose own folder counts as free.
+    """
     folder, number = base, 1
-    while any((folder / "records").glob("*.parquet")):
+    while any((folder / "records").glob("*.parquet")) and not (run_id and _run_of(folder) == run_id):
         number += 1
         folder = base.with_name(f"{base.name}-{number}")
     return folder
+
+
+def _run_of(folder: Path) -> object:
+    try:
+        return read_run_json(folder).get("run_id")
+    except RecordsError:
+        return None
 
 
 @contextmanager

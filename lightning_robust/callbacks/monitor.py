@@ -49,7 +49,7 @@ class RobustnessMonitor(Callback):
     |---|---|
     | ``transfer/adv_delta``, ``transfer/ood_delta`` | of adversarial, and of mean OOD accuracy; 0.01 is one point |
     | ``transfer/adv_low``, ``_high``, ``transfer/ood_low``, ``_high`` | 95 % interval, of this training run |
-    | ``transfer/ratio`` | OOD per adversarial change; NaN where not estimable (`transfer_deltas`) |
+    | ``transfer/ratio``, ``_low``, ``_high`` | OOD per adversarial change; NaN where not estimable (`transfer_deltas`) |
 
     They also stand in a table on the terminal. TensorBoard, W&B, MLflow and CSV loggers get ``robustness/path``, a
     figure of OOD against adversarial accuracy so far.
@@ -200,8 +200,8 @@ class RobustnessMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         validates = trainer.enable_validation and sum(trainer.num_val_batches) > 0
-        cut_short = _at_last_step(trainer) and trainer.global_step != self._last_step
-        if not validates or cut_short:
+        ends = _at_last_step(trainer) or trainer.current_epoch + 1 == trainer.max_epochs
+        if not validates or (ends and trainer.global_step != self._last_step):
             self._during_fit(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

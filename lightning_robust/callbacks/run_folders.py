@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -112,8 +113,8 @@ class RunFolders:
         resumed = predictor.run_id is not None and trainer.ckpt_path is not None
         if not resumed:
             predictor.begin(trainer.strategy.broadcast(uuid.uuid4().hex[:12]), _free(trainer, base))
-        elif self.records_dir is not None or predictor.folder is None or not predictor.folder.is_dir():
-            predictor.folder = base
+        else:
+            predictor.folder = trainer.strategy.broadcast(self._resumed(base, predictor))
         if trainer.is_global_zero:
             folder = predictor.folder
             assert predictor.run_id is not None
@@ -123,8 +124,22 @@ class RunFolders:
                 predictor.info["evaluations"] = [
                     e for e in earlier if e["global_step"] <= trainer.global_step
                 ]
+                _set_aside(folder / "records", trainer.global_step)
             if folder is not None:
                 write_run_json(folder, predictor.info)
+
+    def _resumed(self, base: Path | None, predictor: Predictor) -> Path | None:
+        """Return the folder of a run that is gone on with: its own, unless another ``records_dir`` is asked for."""
+        own = predictor.folder
+        if base is None:
+            return None
+        if own is not None and (own / "run.json").is_file() and free_folder(own, predictor.run_id) == own:
+            beside = own.resolve().parent == base.resolve().parent
+            if self.records_dir is None or (
+                beside and re.fullmatch(rf"{re.escape(base.name)}(-\d+)?", own.name)
+            ):
+                return own
+        return free_folder(base, predictor.run_id)
 
     def _describe(
         self,
@@ -187,6 +202,13 @@ def _peak_memory(trainer: Trainer) -> int | None:
 def _free(trainer: Trainer, base: Path | None) -> Path | None:
     """Return a folder that holds no run, the same on every rank."""
     return None if base is None else trainer.strategy.broadcast(free_folder(base))
+
+
+def _set_aside(records: Path, step: int) -> None:
+    """Rename the records of evaluations later than the checkpoint that a run goes on from: their weights are gone."""
+    for path in records.glob("epoch=*-step=*.parquet"):
+        if int(path.stem.rpartition("=")[2]) > step:
+            path.replace(path.with_name(f"{path.name}.abandoned"))
 
 
 def _name(folder: Path) -> str:

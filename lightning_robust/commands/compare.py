@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +14,8 @@ from rich.text import Text
 from lightning_robust.commands.reading import reading
 from lightning_robust.errors import ConfigError
 from lightning_robust.results.outcomes import Column
-from lightning_robust.results.problems import named
+from lightning_robust.results.problems import different_attacks, named
+from lightning_robust.results.report.measures import final
 from lightning_robust.results.selection import WORDS, Rule
 from lightning_robust.results.statistics import Effect, accuracy, effect, holm, transfer_verdict
 from lightning_robust.results.study import Condition, Paired, Study, columns, load_study, pair
@@ -31,7 +33,7 @@ def compare(out: Console, options: argparse.Namespace) -> None:
     notes = _notes(before, after)
     before, after = _paired_by_seed(before, after)
     both = Study([before, after])
-    notes += like_for_like(both.conditions)
+    notes += [*like_for_like(both.conditions), *different_attacks(both)]
     found = [(column, pair(after, before, column, options.select)) for column in columns(both)]
     pairs = [(column, paired) for column, paired in found if paired is not None]
     dropped = [column.label for column, paired in found if paired is None]
@@ -43,12 +45,19 @@ def compare(out: Console, options: argparse.Namespace) -> None:
     seeds = len(pairs[0][1].treated)
     out.print(Text(f"A  {names[0]}\nB  {names[1]}\n{_basis(seeds, options.select)}"))
     out.print(_table(pairs))
-    for condition, name in zip((before, after), names, strict=True):
-        if is_collapsed(condition, options.select):
-            out.print(Text(f"{name} is no better on clean items than always answering one label: what it gains "
-                           "under attack is that of a constant answer."))  # fmt: skip
-    verdict = _verdict({column.key: paired for column, paired in pairs}, after, options.margin)
-    out.print(Text(verdict))
+    out.print(Text(_majorities(after, [column for column, _ in pairs], options.select)))
+    collapsed = [
+        name
+        for condition, name in zip((before, after), names, strict=True)
+        if is_collapsed(condition, options.select)
+    ]
+    for name in collapsed:
+        out.print(Text(f"{name} is no better on clean items than always answering one label: what it gains "
+                       "under attack is that of a constant answer."))  # fmt: skip
+    if collapsed:
+        out.print(Text("No verdict on transfer: a constant answer is not robust."))
+    else:
+        out.print(Text(_verdict({column.key: paired for column, paired in pairs}, after, options.margin)))
     if dropped:
         notes.append(f"Not in the table, as A and B have no items in common there: {named(dropped, 20)}.")
     for problem in dict.fromkeys([*notes, *study.problems, *other.problems]):
@@ -114,15 +123,15 @@ def _basis(seeds: int, rule: Rule) -> str:
 def _table(pairs: list[tuple[Column, Paired]]) -> Table:
     effects = [effect(paired.treated, paired.baseline, strata=paired.strata) for _, paired in pairs]
     adjusted = holm([one.p_value for one in effects])
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("accuracy, %")
     for heading in ("A", "B", "B - A, points", "p (Holm)", "items"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for (column, paired), change, p in zip(pairs, effects, adjusted.tolist(), strict=True):
-        levels = [accuracy(side, strata=paired.strata).delta for side in (paired.baseline, paired.treated)]
+        levels = [accuracy(side, strata=paired.strata) for side in (paired.baseline, paired.treated)]
         table.add_row(
             Text(column.label),
-            *(f"{100 * level:.1f}" for level in levels),
+            *(_level(one) for one in levels),
             _interval(change),
             _p_value(p) if change.known else "",
             f"{change.num_items:,}",
@@ -132,6 +141,16 @@ def _table(pairs: list[tuple[Column, Paired]]) -> Table:
     return table
 
 
+def _majorities(condition: Condition, columns: list[Column], rule: Rule) -> str:
+    shares: dict[str, list[str]] = {}
+    for column in columns:
+        score = final(condition, column, rule)
+        if score is not None:
+            shares.setdefault(f"{100 * score.majority:.1f}", []).append(column.label)
+    told = "; ".join(f"{share} ({named(labels, 20)})" for share, labels in shares.items())
+    return f"Always answering the most frequent label would score {told}."
+
+
 def _p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -139,7 +158,11 @@ def _p_value(p: float) -> str:
 def _interval(change: Effect) -> str:
     if not change.known:
         return change.reason
-    return f"{100 * change.delta:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+    return f"{100 * change.delta:+.1f}\n[{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+
+
+def _level(one: Effect) -> str:
+    return f"{100 * one.delta:.1f}\n[{100 * one.low:.1f}, {100 * one.high:.1f}]" if one.known else ""
 
 
 def _verdict(pairs: dict[str, Paired], after: Condition, margin: float) -> str:

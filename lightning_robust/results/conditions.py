@@ -153,11 +153,13 @@ def _condition(runs: list[Run]) -> Condition:
 
 
 def _one_per_seed(runs: list[Run], problems: list[str]) -> list[Run]:
-    """Return runs sorted by seed; of those with the same seed, the one that was started first."""
+    """Return runs sorted by seed; of those with the same seed, the one that was started first and finished."""
+
+    def order(run: Run) -> tuple[bool, int, bool, str]:
+        return run.seed is None, run.seed or 0, not run.info.get("finished"), str(run.info.get("started", ""))
+
     kept: list[Run] = []
-    for run in sorted(
-        runs, key=lambda run: (run.seed is None, run.seed or 0, str(run.info.get("started", "")))
-    ):
+    for run in sorted(runs, key=order):
         if kept and run.seed is not None and kept[-1].seed == run.seed:
             problems.append(
                 f"{run.name} ({run.folder}) is left out: it repeats {kept[-1].name} with the same seed, {run.seed}."

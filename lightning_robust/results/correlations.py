@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lightning_robust.results.outcomes import ADV, CLEAN, OOD_MEAN, Column, Floats, scores
-from lightning_robust.results.selection import Rule
+from lightning_robust.results.outcomes import ADV, CLEAN, OOD_MEAN, Column, Floats, made_from, scores
+from lightning_robust.results.parts import Key
+from lightning_robust.results.selection import Rule, select
 from lightning_robust.results.statistics import (
     Effect,
     TransferCorrelation,
@@ -60,13 +61,23 @@ class StudyCorrelation(NamedTuple):
 
 
 class EffectiveRobustness(NamedTuple):
-    """A condition's accuracy beyond what clean accuracy predicts, for ``adv`` and ``ood``."""
+    """A condition's accuracy beyond what clean accuracy predicts, for ``adv`` and ``ood``.
+
+    Args:
+        condition: With a defense.
+        clean: Its clean accuracy.
+        robust: Its adversarial or OOD accuracy.
+        kind: Which of the two.
+        beyond: What clean accuracy does not predict.
+        line: Clean and robust accuracies of the undefended models that predict.
+    """
 
     condition: Condition
     clean: float
     robust: float
     kind: Aim
     beyond: Effect
+    line: list[tuple[float, float]]
 
 
 def study_correlations(study: Study, *, rule: Rule = "last") -> list[StudyCorrelation]:
@@ -91,7 +102,8 @@ def study_correlations(study: Study, *, rule: Rule = "last") -> list[StudyCorrel
 def study_effective_robustness(study: Study, *, rule: Rule = "last") -> list[EffectiveRobustness]:
     """Return every defense's adversarial and OOD accuracy beyond what its clean accuracy predicts.
 
-    The line goes through the study's undefended conditions, of all backbones.
+    The line goes through the study's undefended conditions, of all backbones, that were measured by the same attacks
+    and environments and did not collapse.
 
     Args:
         study: With five undefended conditions of different clean accuracy, else only reasons are returned.
@@ -106,13 +118,22 @@ def _beyond(study: Study, kind: Aim, column: Column, rule: Rule) -> list[Effecti
         (one, clean, robust)
         for one in study.conditions
         if not one.stage
+        and not is_collapsed(one, rule)
         and (clean := condition_accuracy(one, CLEAN, rule)) is not None
         and (robust := condition_accuracy(one, column, rule)) is not None
     ]
-    line = [(clean.delta, robust.delta) for one, clean, robust in known if one.aim == "none"]
-
-    def beyond(clean: Effect, robust: Effect) -> Effect:
-        return effective_robustness(
+    found = []
+    for one, clean, robust in known:
+        if one.aim == "none":
+            continue
+        line = [
+            (its_clean.delta, its_robust.delta)
+            for other, its_clean, its_robust in known
+            if other.aim == "none"
+            and other.declared
+            and _measures(other, column, rule) == _measures(one, column, rule)
+        ]
+        beyond = effective_robustness(
             clean.delta,
             robust.delta,
             [x for x, _ in line],
@@ -122,12 +143,18 @@ def _beyond(study: Study, kind: Aim, column: Column, rule: Rule) -> list[Effecti
             num_seeds=robust.num_seeds,
             num_items=robust.num_items,
         )
+        unknown = robust.reason or clean.reason
+        if unknown:
+            nan = math.nan
+            beyond = Effect(nan, nan, nan, nan, robust.num_seeds, robust.num_items, reason=unknown)
+        found.append(EffectiveRobustness(one, clean.delta, robust.delta, kind, beyond, line))
+    return found
 
-    return [
-        EffectiveRobustness(one, clean.delta, robust.delta, kind, beyond(clean, robust))
-        for one, clean, robust in known
-        if one.aim != "none"
-    ]
+
+def _measures(condition: Condition, column: Column, rule: Rule) -> set[Key]:
+    """Return the attacks and environments that a condition's accuracy in a column is made from."""
+    evaluated = [select(run, rule).evaluation for run in condition.runs]
+    return {key for keys in made_from(evaluated, column) for key in keys}
 
 
 def _correlation(
@@ -148,6 +175,7 @@ def _correlation(
         adv_errors=_errors(adv),
         ood_errors=_errors(ood),
         clean_errors=None if clean is None else _errors(clean),
+        num_seeds=len(adv.baseline),
     )
     points = [Point(*row) for row in zip(members, on_adv, on_ood, on_clean, strict=True)]
     return StudyCorrelation(

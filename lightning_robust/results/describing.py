@@ -71,11 +71,12 @@ def without_seed(name: str, seed: int | None = None) -> str:
         name: Of the run.
         seed: Of the run; a name that ends in it loses it.
 
-    >>> without_seed("fgm-seed0"), without_seed("fgm_1", seed=1)
-    ('fgm', 'fgm')
+    >>> without_seed("fgm-seed0"), without_seed("fgm_1", seed=1), without_seed("gpt2-seed2", seed=2)
+    ('fgm', 'fgm', 'gpt2')
     """
-    short = _VERSION.sub("", _SEED.sub("", name))
-    if seed is not None:
+    told = _SEED.sub("", name)
+    short = _VERSION.sub("", told)
+    if seed is not None and told == name:
         short = re.sub(rf"(?<!\d)[-_./ ]*{seed}$", "", short)
     return "" if short in _WITHOUT_MEANING else short
 

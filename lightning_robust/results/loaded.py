@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_robust.results.parts import Evaluated, Key, Part
+from lightning_robust.results.parts import Evaluated, Items, Key, Part
 from lightning_robust.results.sources import Source
 
 _ORDER = {"clean": 0, "attack": 1, "adversarial": 2, "ood": 3}
@@ -15,7 +15,7 @@ _EPOCH = re.compile(r"epoch=(\d+)")
 
 
 class Where(NamedTuple):
-    """What a part is of; the environment is told for attacks only, whose name is not that of one."""
+    """What a part is of; the environment is told for clean items and attacks, whose name is not that of one."""
 
     kind: str
     name: str
@@ -36,6 +36,7 @@ class Loaded:
         self.unknown: Counter[str] = Counter()
         self.repeated: Counter[str] = Counter()
         self.left_out: list[tuple[Path, str]] = []
+        self._clean: dict[tuple[tuple[str, Items], ...], Items] = {}
 
     @property
     def attacked(self) -> set[str]:
@@ -57,22 +58,40 @@ class Loaded:
             several: Whether the study's attacks ran on several environments, so that attacks are named with theirs.
         """
         found = [
-            Evaluated(epoch, step, _named(parts, several))
+            Evaluated(epoch, step, self._named(parts, several))
             for (epoch, step), parts in self.runs[run_id].items()
         ]
         return sorted(found, key=lambda one: (_number(one.global_step), _number(one.epoch)))
 
+    def _named(self, parts: dict[Where, Part], several: bool) -> dict[Key, Part]:
+        found: dict[Key, Part] = {}
+        clean = {where.environment: part for where, part in parts.items() if where.kind == "clean"}
+        if clean:
+            found["clean", "clean"] = self._together(clean)
+        for where, part in sorted(parts.items(), key=lambda part: _ORDER[part[0].kind]):
+            if several and where.kind == "attack":
+                environment = where.environment or "?"
+                name = f"{where.name} on {environment}"
+                found[where.kind, name] = part._replace(environment=environment)
+            elif where.kind != "clean":
+                found[where.kind, where.name] = part
+        return found
 
-def _named(parts: dict[Where, Part], several: bool) -> dict[Key, Part]:
-    found: dict[Key, Part] = {}
-    for where, part in sorted(parts.items(), key=lambda part: _ORDER[part[0].kind]):
-        if several and where.kind == "attack":
-            environment = where.environment or "?"
-            name = f"{where.name} on {environment}"
-            found[where.kind, name] = part._replace(environment=environment)
-        else:
-            found[where.kind, where.name] = part
-    return found
+    def _together(self, clean: dict[str, Part]) -> Part:
+        """Return several clean environments as one part; ids that they share are told apart by their environment."""
+        first, *others = clean.values()
+        if not others:
+            return first
+        joined = first
+        for one in others:
+            joined = joined.joined(one)
+        key = tuple((name, part.items) for name, part in clean.items())
+        if key not in self._clean:
+            ids = joined.items.ids
+            if len(set(ids)) < len(ids):
+                ids = tuple(f"{name}: {i}" for name, part in clean.items() for i in part.items.ids)
+            self._clean[key] = Items(ids, joined.items.labels)
+        return joined._replace(items=self._clean[key])
 
 
 def _number(value: int | None) -> float:

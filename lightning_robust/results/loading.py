@@ -76,18 +76,14 @@ class Reader:
         earlier = parts.get(key)
         if earlier is None:
             parts[key] = part
-        elif set(earlier.items.ids).isdisjoint(part.items.ids):
-            ids, labels = earlier.items.ids + part.items.ids, (earlier.items.labels, part.items.labels)
-            items = self._intern(pa.array(ids), pa.array(np.concatenate(labels)))
-            parts[key] = Part(
-                items,
-                np.concatenate([earlier.correct, part.correct]),
-                np.concatenate([earlier.codes, part.codes]),
-                np.concatenate([earlier.queries, part.queries]),
-                earlier.seconds + part.seconds,
-            )
-        else:
-            loaded.repeated[run_id] += len(part.items)
+            return
+        seen = set(earlier.items.ids)
+        new = np.array([i not in seen for i in part.items.ids], dtype=bool)
+        loaded.repeated[run_id] += int((~new).sum())
+        if new.any():
+            joined = earlier.joined(part.only(new))
+            items = self._intern(pa.array(joined.items.ids), pa.array(joined.items.labels))
+            parts[key] = joined._replace(items=items)
 
     def _parts(self, batch: pa.RecordBatch, loaded: Loaded) -> Iterator[tuple[Moment, Where, Part]]:
         for moment, rows in _moments(batch):
@@ -137,7 +133,7 @@ class Reader:
             if kind not in KINDS:
                 raise RecordsError(f"its kind {kind!r} is none of {', '.join(KINDS)}")
             name = {"clean": "clean", "attack": attack}.get(kind, environment)
-            key = Where(kind, name, environment if kind == "attack" else "")
+            key = Where(kind, name, environment if kind in ("clean", "attack") else "")
             found.setdefault(key, []).append(where)
         return {key: self._place(rows, np.sort(np.concatenate(wheres))) for key, wheres in found.items()}
 

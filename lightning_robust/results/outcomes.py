@@ -68,13 +68,19 @@ def columns_of(keys: Sequence[Key], several: bool) -> list[Column]:
         several: Whether there is a summary of several attacks, whose mean and worst case differ.
     """
     names = {kind: [n for k, n in keys if k == kind] for kind in ("clean", "attack", "adversarial", "ood")}
+    every = [name for group in names.values() for name in group]
+
+    def column(kind: str, name: str) -> Column:
+        shown = "OOD" if kind == "ood" else kind
+        label = name if every.count(name) == 1 else f"{name} ({shown})"
+        return Column(f"{kind}/{name}", label, "ood" if kind == "ood" else "adv")
+
     found = [CLEAN] if names["clean"] else []
     found += [ADV] if names["attack"] or names["adversarial"] else []
     found += [ADV_MEAN] if several else []
-    found += [Column(f"attack/{name}", name, "adv") for name in names["attack"]]
-    found += [Column(f"adversarial/{name}", name, "adv") for name in names["adversarial"]]
+    found += [column(kind, name) for kind in ("attack", "adversarial") for name in names[kind]]
     found += [OOD_MEAN] if names["ood"] else []
-    return found + [Column(f"ood/{name}", name, "ood") for name in names["ood"]]
+    return found + [column("ood", name) for name in names["ood"]]
 
 
 def combine(evaluated: Sequence[Evaluated], column: Column, keep: Keep | None = None) -> Outcomes | None:

@@ -90,6 +90,16 @@ class Part(NamedTuple):
             queries=self.queries[kept],
         )
 
+    def joined(self, other: Part) -> Part:
+        """Return this part and another one, on other items."""
+        return Part(
+            Items(self.items.ids + other.items.ids, np.concatenate([self.items.labels, other.items.labels])),
+            np.concatenate([self.correct, other.correct]),
+            np.concatenate([self.codes, other.codes]),
+            np.concatenate([self.queries, other.queries]),
+            self.seconds + other.seconds,
+        )
+
     @property
     def accuracy(self) -> float:
         """Share of right items; NaN without items."""

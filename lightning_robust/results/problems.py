@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def problems_of(study: Study) -> list[str]:
         *_seeds(study),
         *_baselines(study),
         *_absent(study.runs),
+        *different_attacks(study),
         *_items(study),
         *_constant(study.runs),
     ]
@@ -41,7 +43,9 @@ def _stopped(runs: Sequence[Run]) -> Iterator[str]:
         if short or not finished:
             how = "Stopped early" if finished else "Not finished (run.json has no `finished`)"
             of = f" of {planned}" if short else ""
-            found.setdefault(f"{how}, last evaluated in epoch {last}{of}", []).append(run.name)
+            found.setdefault(
+                f"{how}, last evaluated after {last}{of} epoch{'s' if short or last != 1 else ''}", []
+            ).append(run.name)
     for what, names in found.items():
         yield f"{what}, counted as they are: {named(names)}."
 
@@ -55,9 +59,9 @@ def _unread(runs: Sequence[Run]) -> Iterator[str]:
             continue
         read, lost = max(epochs), max([epoch for epoch in run.lost if epoch is not None], default=-1)
         if lost > read:
-            found.setdefault((f"is that of epoch {lost + 1}, which", read + 1), []).append(run.name)
+            found.setdefault((f"is that of epoch {lost}, which", read), []).append(run.name)
         elif None in run.lost and read + 1 != run.info.get("max_epochs"):
-            found.setdefault(("may be in a file that", read + 1), []).append(run.name)
+            found.setdefault(("may be in a file that", read), []).append(run.name)
     for (which, read), names in found.items():
         yield f"The last evaluation of {named(names)} {which} could not be read; that of epoch {read} stands in for it."
 
@@ -120,6 +124,35 @@ def _absent(runs: Sequence[Run]) -> Iterator[str]:
             yield f"The last evaluations hold {what}: nothing can be said about it."
         elif lacking:
             yield f"The last evaluation of {named(lacking)} holds {what}."
+
+
+def different_attacks(study: Study) -> Iterator[str]:
+    """Tell of attacks that ran with other settings or budgets in one condition than in another of its backbone."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for condition in study.conditions:
+        groups.setdefault((condition.backbone, condition.stage), []).extend(condition.runs)
+    for runs in groups.values():
+        known = [run for run in runs if isinstance(run.info.get("attacks"), dict) and run.info["attacks"]]
+        for name in dict.fromkeys(name for run in known for name in run.info["attacks"]):
+            settings = [(run, run.info["attacks"][name]) for run in known if name in run.info["attacks"]]
+            keys = dict.fromkeys(key for _, one in settings if isinstance(one, dict) for key in one)
+            for key in keys:
+                values = [(run, one.get(key) if isinstance(one, dict) else None) for run, one in settings]
+                yield from _differ(f"Attack {name}: `{key}`", values)
+        for budget in ("query_budget", "total_query_budget", "time_budget"):
+            yield from _differ(f"Attacks: `{budget}`", [(run, run.info.get(budget)) for run in known])
+
+
+def _differ(what: str, values: Sequence[tuple[Run, object]]) -> Iterator[str]:
+    by_value: dict[str, list[str]] = {}
+    for run, value in values:
+        by_value.setdefault(json.dumps(value, sort_keys=True, default=str), []).append(run.name)
+    if len(by_value) > 1:
+        parts = [f"{value} in {named(names, 2)}" for value, names in by_value.items()]
+        yield (
+            f"{what} is {'; '.join(parts)}. A weaker attack leaves more items right: what these runs have under "
+            "attack must not be compared."
+        )
 
 
 def _items(study: Study) -> Iterator[str]:

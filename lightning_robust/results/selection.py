@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-
 from lightning_robust.errors import ConfigError, did_you_mean
 from lightning_robust.results.outcomes import Keep, everything, scores
 from lightning_robust.results.parts import Bools, Evaluated, Items
@@ -57,7 +55,8 @@ def select(run: Run, rule: Rule = "last") -> Chosen:
     """Return the evaluation of ``run`` that ``rule`` reports, and the items that count in its numbers.
 
     ``clean`` and ``joint`` choose on one half of the items and report the other: halves by a hash of the item's
-    id, so that an item is on one side under all attacks and in all runs. Among equals the earlier one is chosen.
+    id, so that an item is on one side under all attacks and in all runs. Among equals (where nothing survives an attack
+    all harmonic means are 0) the one with the best mean is chosen, and the earlier one of those.
     Evaluations that lack a kind (clean, adversarial, OOD) which another one of the run has are not compared.
 
     Raises:
@@ -92,15 +91,17 @@ def _best(evaluations: list[Evaluated], rule: Rule) -> int:
     keep = everything if rule == "oracle" else _half
     found = [{name: score.accuracy for name, score in scores(one, keep).items()} for one in evaluations]
     kinds = {"clean"} if rule == "clean" else set().union(*found)
-    values = [_harmonic([one[kind] for kind in kinds]) if kinds <= one.keys() else math.nan for one in found]
-    if not kinds or all(math.isnan(value) for value in values):
+    values = {
+        place: [one[kind] for kind in kinds]
+        for place, one in enumerate(found)
+        if kinds and not any(math.isnan(one.get(kind, math.nan)) for kind in kinds)
+    }
+    if not values:
         return len(evaluations) - 1
-    return int(np.nanargmax(values))
+    return max(values, key=lambda place: (_harmonic(values[place]), sum(values[place]), -place))
 
 
 def _harmonic(values: list[float]) -> float:
-    if not values:
-        return math.nan
     return len(values) / sum(1 / value for value in values) if min(values) > 0 else 0.0
 
 

@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lightning_robust.results.records import Record, to_table
-from lightning_robust.results.statistics import MIN_ITEMS, Effect, effect, is_constant
+from lightning_robust.results.statistics import MIN_ITEMS, Effect, Ratio, effect, is_constant, transfer_ratio
 
 NON_TEXT_ATTACKS = frozenset({"embedding_pgd"})
 """White-box attacks on embeddings: no text, so no part of the worst case over texts."""
 
 Records: TypeAlias = "pa.Table | Iterable[Record]"
 Parts: TypeAlias = "Mapping[tuple[str, str], Group]"
+Pair: TypeAlias = "tuple[Mapping[str, bool], Mapping[str, bool]]"
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
@@ -188,22 +189,27 @@ def transfer_deltas(reference: Records, records: Records) -> dict[str, float]:
     Only items and parts present in both count, so a changed sample changes nothing. Returns
     ``transfer/adv_delta`` and ``transfer/ood_delta`` (NaN without common items), the ends of their 95 %
     intervals for this training run, ``transfer/adv_low`` to ``transfer/ood_high`` (NaN where `effect` gives
-    none), and ``transfer/ratio``, OOD change per adversarial change: NaN, as not estimable, unless the latter's
-    interval leaves out 0, and where one evaluation is a constant answer. An evaluation compared with itself has
-    changed by exactly 0.
+    none), and ``transfer/ratio``, OOD change per adversarial change, with ``transfer/ratio_low`` and ``_high``: NaN, as
+    not estimable, unless the latter's interval leaves out 0, and where one evaluation is a constant answer. An
+    evaluation compared with itself has changed by exactly 0.
     """
     before, after = groups(reference), groups(records)
-    adv, ood = change(before, after, "adv"), change(before, after, "ood")
+    sides = {name: _paired(_of(before, after, name)) for name in ("adv", "ood")}
     found: dict[str, float] = {}
-    for name, one in (("adv", adv), ("ood", ood)):
+    for name, side in sides.items():
+        one = _effect(side)
         itself = reference is records and one.num_items > 0
         found[f"transfer/{name}_delta"] = one.delta
         found[f"transfer/{name}_low"] = 0.0 if itself else one.low
         found[f"transfer/{name}_high"] = 0.0 if itself else one.high
-    estimable = (adv.low > 0 or adv.high < 0) and not (
-        answers_constantly(before) or answers_constantly(after)
-    )
-    return found | {"transfer/ratio": ood.delta / adv.delta if estimable else math.nan}
+    ratio = _ratio(**sides)
+    if answers_constantly(before) or answers_constantly(after):
+        ratio = Ratio(math.nan, math.nan, math.nan)
+    return found | {
+        "transfer/ratio": ratio.value,
+        "transfer/ratio_low": ratio.low,
+        "transfer/ratio_high": ratio.high,
+    }
 
 
 def change(before: Parts, after: Parts, measure: str) -> Effect:
@@ -215,17 +221,7 @@ def change(before: Parts, after: Parts, measure: str) -> Effect:
         measure: ``clean``, ``adv`` (the worst case over the attacks that both ran, else the mean of the static
             adversarial environments) or ``ood`` (the mean of the environments).
     """
-    if measure == "adv":
-        first, last = headline_attacks(before), headline_attacks(after)
-        common = [name for name in first if name in last]
-        attacked = paired_change(
-            [(worst_case(first[name] for name in common), worst_case(last[name] for name in common))]
-        )
-        if attacked.num_items:
-            return attacked
-    kind = "adversarial" if measure == "adv" else measure
-    keys = [key for key in before if key[0] == kind and key in after]
-    return paired_change([(worst_case([before[key]]), worst_case([after[key]])) for key in keys])
+    return paired_change(_of(before, after, measure))
 
 
 def answers_constantly(parts: Parts) -> bool:
@@ -234,13 +230,38 @@ def answers_constantly(parts: Parts) -> bool:
     return clean is not None and len(clean.label) >= MIN_ITEMS and is_constant(clean.correct, clean.label)
 
 
-def paired_change(pairs: Iterable[tuple[Mapping[str, bool], Mapping[str, bool]]]) -> Effect:
+def paired_change(pairs: Iterable[Pair]) -> Effect:
     """Return the change within one training run of what was right, paired by item.
 
     Args:
         pairs: For each environment what was right before and after, by item id. Environments count equally, and
             only items in both count.
     """
+    return _effect(_paired(pairs))
+
+
+class _Side(NamedTuple):
+    """What was right after and before, ``(items,)``, and each item's environment."""
+
+    now: list[bool]
+    was: list[bool]
+    strata: list[int] | None
+
+
+def _of(before: Parts, after: Parts, measure: str) -> list[Pair]:
+    """Return for each environment of a measure what was right before and after; see `change`."""
+    if measure == "adv":
+        first, last = headline_attacks(before), headline_attacks(after)
+        common = [name for name in first if name in last]
+        was, now = (worst_case(side[name] for name in common) for side in (first, last))
+        if was.keys() & now.keys():
+            return [(was, now)]
+    kind = "adversarial" if measure == "adv" else measure
+    keys = [key for key in before if key[0] == kind and key in after]
+    return [(worst_case([before[key]]), worst_case([after[key]])) for key in keys]
+
+
+def _paired(pairs: Iterable[Pair]) -> _Side:
     was: list[bool] = []
     now: list[bool] = []
     strata: list[int] = []
@@ -249,7 +270,15 @@ def paired_change(pairs: Iterable[tuple[Mapping[str, bool], Mapping[str, bool]]]
         was += [before[item_id] for item_id in common]
         now += [after[item_id] for item_id in common]
         strata += [number] * len(common)
-    return effect(now, was, strata=strata if len(set(strata)) > 1 else None)
+    return _Side(now, was, strata if len(set(strata)) > 1 else None)
+
+
+def _effect(side: _Side) -> Effect:
+    return effect(side.now, side.was, strata=side.strata)
+
+
+def _ratio(adv: _Side, ood: _Side) -> Ratio:
+    return transfer_ratio((adv.now, adv.was), (ood.now, ood.was), on_strata=adv.strata, off_strata=ood.strata)
 
 
 def as_table(records: Records) -> pa.Table:
@@ -266,7 +295,8 @@ def headline(parts: Parts) -> dict[str, Score]:
         if name == "adv" and attacks:
             survived = worst_case(attacks)
             labels = {i: k for g in attacks for i, k in zip(g.item_id, g.label.tolist(), strict=True)}
-            accuracy = sum(survived.values()) / len(survived)
+            # Within a budget of time there may be no item that all attacks reached.
+            accuracy = sum(survived.values()) / len(survived) if survived else math.nan
             found[name] = Score(accuracy, len(survived), _majority(list(labels.values())))
         elif members:
             found[name] = Score(
@@ -283,7 +313,9 @@ def _summaries(parts: Parts) -> dict[str, float]:
     if "ood" in scores:
         found["ood/worst_accuracy"] = min(g.accuracy for (kind, _), g in parts.items() if kind == "ood")
     present = [score.accuracy for score in scores.values()]
-    if present:
+    if any(map(math.isnan, present)):
+        found["joint/harmonic"] = found["joint/min"] = math.nan
+    elif present:
         found["joint/harmonic"] = len(present) / sum(1 / p for p in present) if min(present) > 0 else 0.0
         found["joint/min"] = min(present)
     return found

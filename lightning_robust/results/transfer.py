@@ -12,6 +12,7 @@ import numpy as np
 from lightning_robust.results.outcomes import ADV, CLEAN, OOD_MEAN, Column, Floats, Positions, combine
 from lightning_robust.results.selection import Rule, select
 from lightning_robust.results.statistics import (
+    MIN_ITEMS,
     Effect,
     Verdict,
     accuracy,
@@ -61,6 +62,7 @@ class StudyVerdict(NamedTuple):
         verdict: None where it cannot be asked.
         reason: Why not; empty where there is one.
         left_out: Collapsed conditions, which are not among ``conditions``.
+        note: Which seeds do not count, as not all have them; empty where all count.
     """
 
     backbone: str
@@ -70,6 +72,7 @@ class StudyVerdict(NamedTuple):
     verdict: Verdict | None
     reason: str
     left_out: list[Condition]
+    note: str = ""
 
 
 def transfer_matrix(study: Study, *, rule: Rule = "last", confidence: float = 0.95) -> TransferMatrix:
@@ -191,7 +194,7 @@ def common_rows(conditions: Sequence[Condition], baseline: Condition) -> list[li
 def is_collapsed(condition: Condition, rule: Rule = "last") -> bool:
     """Return whether at least half of the runs are no better on clean items than always answering one label.
 
-    See `is_constant`.
+    See `is_constant`; runs with fewer than `MIN_ITEMS` clean items do not say.
 
     Args:
         condition: Without clean items it counts as not collapsed.
@@ -201,7 +204,7 @@ def is_collapsed(condition: Condition, rule: Rule = "last") -> bool:
     for run in condition.runs:
         chosen = select(run, rule)
         clean = combine([chosen.evaluation], CLEAN, chosen.reported)
-        if clean is not None:
+        if clean is not None and len(clean.labels) >= MIN_ITEMS:
             found.append(is_constant(clean.values.ravel(), clean.labels))
     return bool(found) and sum(found) >= len(found) / 2
 
@@ -218,8 +221,10 @@ def _study_verdict(
     members = [one for one in conditions if not is_collapsed(one, rule)]
     left_out = [one for one in conditions if one not in members]
 
+    note = _unused_seeds(members, baseline)
+
     def without(reason: str) -> StudyVerdict:
-        return StudyVerdict(backbone, aim, members, baseline, None, reason, left_out)
+        return StudyVerdict(backbone, aim, members, baseline, None, reason, left_out, note)
 
     if is_collapsed(baseline, rule):
         return without("the baseline is no better than always answering the most frequent label")
@@ -247,13 +252,25 @@ def _study_verdict(
     )
     off = ood if aim == "adv" else adv
     verdict = _unless_they_differ(found, [one.name for one in members], off)
-    return StudyVerdict(backbone, aim, members, baseline, verdict, "", left_out)
+    return StudyVerdict(backbone, aim, members, baseline, verdict, "", left_out, note)
+
+
+def _unused_seeds(conditions: Sequence[Condition], baseline: Condition) -> str:
+    """Say which runs of the baseline do not count, as some condition has no partner for them."""
+    partners = {one.name: {id(plain) for _, plain in seed_pairs(one, baseline)} for one in conditions}
+    every = set().union(*partners.values())
+    common = every.intersection(*partners.values())
+    if len(common) == len(every):
+        return ""
+    lacking = [f"{name} lacks {len(every - own)}" for name, own in partners.items() if every - own]
+    return f"Only {len(common)} of {len(every)} seeds count, those that all have: {', '.join(lacking)}."
 
 
 def _unless_they_differ(found: Verdict, names: Sequence[str], off: Together) -> Verdict:
     """Return a verdict on a mean, or ``inconclusive`` where single defenses contradict it.
 
-    Some gain and some lose, or the mean is neutral and a defense is not: p-values by Holm over the defenses.
+    Some gain and some lose, or those that can be told from 0 went another way than the mean: p-values by Holm over
+    the defenses.
     """
     effects = [effect(treated, off.baseline, strata=off.strata) for treated in off.treated]
     shown = holm([one.p_value for one in effects]) < ALPHA
@@ -271,10 +288,10 @@ def _unless_they_differ(found: Verdict, names: Sequence[str], off: Together) -> 
         return found
     if raised and lowered:
         reason = f"the defenses differ: {raised} raised the other kind, {lowered} lowered it"
-    elif found.label == "neutral":
+    elif (found.label == "positive" and raised) or (found.label == "negative" and lowered):
+        return found
+    else:
         reason = (
             f"the defenses differ: {raised or lowered} {'raised' if raised else 'lowered'} the other kind"
         )
-    else:
-        return found
     return replace(found, label="inconclusive", reason=reason)

@@ -196,7 +196,7 @@ def test_no_old_score_is_credited_to_new_weights(tmp_path):
 def test_changes_have_intervals_which_are_nan_between_evaluations(tmp_path):
     seen = []
     keys = [f"transfer/{m}_{end}" for m in ("adv", "ood") for end in ("delta", "low", "high")]
-    keys.append("transfer/ratio")
+    keys += ["transfer/ratio", "transfer/ratio_low", "transfer/ratio_high"]
     prefixed = [f"same/{key}" for key in keys]
 
     class Look(Callback):
@@ -455,3 +455,35 @@ def test_names_that_would_share_a_key(tmp_path):
         trainer(tmp_path, [watch], max_epochs=1).fit(PlainEncoder(), loader())
     with pytest.raises(ConfigError, match="query_budget"):
         monitor(tmp_path, query_budget=0)
+
+
+def _fit(root, folder, epochs, ckpt_path=None, **settings):
+    keep = ModelCheckpoint(root / f"checkpoints-{epochs}", save_top_k=-1, filename="{epoch}")
+    run = trainer(root, [monitor(folder, attacks=[]), keep], max_epochs=epochs, **settings)
+    run.fit(PlainEncoder(), loader(), loader(), ckpt_path=ckpt_path)
+
+
+def test_a_resumed_run_leaves_other_runs_of_its_records_dir_alone(tmp_path):
+    _fit(tmp_path, tmp_path / "out", 2)
+    _fit(tmp_path, tmp_path / "out", 1)
+    ids = [read_run_json(tmp_path / name)["run_id"] for name in ("out", "out-2")]
+    _fit(tmp_path, tmp_path / "out", 3, tmp_path / "checkpoints-1" / "epoch=0.ckpt")
+    for name, run_id, epochs in (("out", ids[0], [0, 1]), ("out-2", ids[1], [0, 1, 2])):
+        assert read_run_json(tmp_path / name)["run_id"] == run_id
+        records = read_records(tmp_path / name)
+        assert set(records["run_id"].to_pylist()) == {run_id}
+        assert sorted(set(records["epoch"].to_pylist())) == epochs
+
+
+def test_evaluations_later_than_the_checkpoint_gone_on_from_are_set_aside(tmp_path):
+    _fit(tmp_path, tmp_path / "out", 4)
+    _fit(tmp_path, tmp_path / "out", 3, tmp_path / "checkpoints-4" / "epoch=0.ckpt")
+    assert sorted(set(read_records(tmp_path / "out")["epoch"].to_pylist())) == [0, 1, 2]
+    assert [one["epoch"] for one in read_run_json(tmp_path / "out")["evaluations"]] == [0, 1, 2]
+    kept = [path.name for path in (tmp_path / "out" / "records").glob("*.abandoned")]
+    assert sorted(name[:9] for name in kept) == ["epoch=001", "epoch=002", "epoch=003"]
+
+
+def test_the_last_epoch_is_evaluated_where_it_is_not_validated(tmp_path):
+    _fit(tmp_path, tmp_path / "out", 3, check_val_every_n_epoch=2)
+    assert sorted(set(read_records(tmp_path / "out")["epoch"].to_pylist())) == [1, 2]

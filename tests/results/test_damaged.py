@@ -53,7 +53,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, damage: str) -> Non
     study = load_study(tmp_path)
     said(study, f"{path} is left out", {"version": "schema version 1 or 2"}.get(damage, ""))
     assert [len(run.evaluations) for run in study.runs] == [2, 1, 2]
-    said(study, "The last evaluation of fgm-seed0 is that of epoch 2", "that of epoch 1 stands in for it")
+    said(study, "The last evaluation of fgm-seed0 is that of epoch 1", "that of epoch 0 stands in for it")
     assert not [problem for problem in study.problems if "Stopped early" in problem]
 
 
@@ -65,7 +65,7 @@ def test_a_file_that_says_no_epoch_may_hold_the_last_evaluation(tmp_path: Path) 
     study = load_study(tmp_path)
     said(
         study,
-        "The last evaluation of fgm-seed0 may be in a file that could not be read; that of epoch 1 stands",
+        "The last evaluation of fgm-seed0 may be in a file that could not be read; that of epoch 0 stands",
     )
     assert not [problem for problem in study.problems if "Stopped early" in problem]
 
@@ -75,11 +75,11 @@ def test_an_early_stop_is_told_from_a_damaged_file(tmp_path: Path) -> None:
     (folder / "records" / "epoch=001.parquet").write_bytes(b"PAR1")
     study = load_study(tmp_path)
     assert not [problem for problem in study.problems if "stands in" in problem]
-    said(study, "Stopped early, last evaluated in epoch 3 of 5")
+    said(study, "Stopped early, last evaluated after 3 of 5 epochs")
     (folder / "records" / "epoch=002.parquet").write_bytes(b"PAR1")
     study = load_study(tmp_path)
-    said(study, "is that of epoch 3, which could not be read; that of epoch 1 stands")
-    said(study, "Stopped early, last evaluated in epoch 3 of 5")
+    said(study, "is that of epoch 2, which could not be read; that of epoch 0 stands")
+    said(study, "Stopped early, last evaluated after 3 of 5 epochs")
 
 
 def test_bytes_damaged_in_the_middle_leave_no_half_file(tmp_path: Path) -> None:

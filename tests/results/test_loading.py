@@ -55,11 +55,10 @@ def test_parts_are_those_of_groups(tmp_path: Path, order: str) -> None:
     assert list(one.parts) == sorted(expected, key=list(one.parts).index)
     for key, part in one.parts.items():
         group = expected[key]
-        assert list(part.items.ids) == group.item_id
-        assert part.items.labels.tolist() == group.label.tolist()
-        assert part.correct.tolist() == group.correct.tolist()
+        found = zip(part.items.ids, part.items.labels, part.correct, part.queries, strict=True)
+        wanted = zip(group.item_id, group.label, group.correct, group.queries, strict=True)
+        assert sorted(found) == sorted(wanted)
         assert part.statuses == Counter(group.status.tolist())
-        assert part.queries.tolist() == group.queries.tolist()
         assert part.seconds == pytest.approx(group.seconds.sum())
         for name in ("accuracy", "success_rate", "mean_queries", "majority", "unusable"):
             assert getattr(part, name) == pytest.approx(getattr(group, name), nan_ok=True), (key, name)
@@ -169,3 +168,34 @@ def test_progress_counts_files(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     load_study(make_study(tmp_path, seeds=1), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(index + 1, 6) for index in range(6)]
+
+
+def test_an_item_that_a_second_row_group_repeats_costs_only_itself(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "erm-seed0", rows=[static("ood", "imdb", "10" * 50)])
+    (path,) = (folder / "records").glob("*.parquet")
+    table = pq.read_table(path)
+    repeated = table["item_id"].to_pylist()
+    repeated[60] = repeated[0]
+    at = table.column_names.index("item_id")
+    pq.write_table(table.set_column(at, "item_id", pa.array(repeated)), path, row_group_size=50)
+    study = load_study(tmp_path)
+    assert len(study.runs[0].evaluations[0].parts["ood", "imdb"].items) == 99
+    assert any("1 records repeat an item" in problem for problem in study.problems)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_several_clean_environments_are_one_part_with_all_their_items(tmp_path: Path, shared: bool) -> None:
+    rows = [*static("clean", "a", "1" * 40), *static("clean", "b", "0" * 40)]
+    if shared:
+        rows = [replace(row, item_id=row.item_id[2:]) for row in rows]
+    for seed in range(2):
+        make_run(
+            tmp_path, f"erm-seed{seed}", rows=[rows, [replace(row, epoch=1, global_step=20) for row in rows]]
+        )
+    study = load_study(tmp_path)
+    parts = [one.parts["clean", "clean"] for run in study.runs for one in run.evaluations]
+    assert len({part.items.ids for part in parts}) == 1
+    assert (
+        (len(parts[0].items), parts[0].accuracy) == (80, 0.5) == (80, groups(rows)["clean", "clean"].accuracy)
+    )
+    assert not [problem for problem in study.problems if "repeat" in problem]

@@ -109,9 +109,11 @@ def test_a_training_that_ended_early_is_named(tmp_path: Path) -> None:
     make_run(tmp_path, "erm-seed2", max_epochs=-1)
     study = load_study(tmp_path)
     assert said(study, "Stopped early").endswith(
-        "last evaluated in epoch 2 of 5, counted as they are: erm-seed0."
+        "last evaluated after 2 of 5 epochs, counted as they are: erm-seed0."
     )
-    assert said(study, "Not finished").endswith("last evaluated in epoch 2, counted as they are: erm-seed1.")
+    assert said(study, "Not finished").endswith(
+        "last evaluated after 2 epochs, counted as they are: erm-seed1."
+    )
 
 
 def test_one_seed_is_named(tmp_path: Path) -> None:
@@ -184,3 +186,22 @@ def test_texts_from_data_stay_data(tmp_path: Path) -> None:
     study = load_study(tmp_path)
     assert study.runs[0].name == name
     said(study, f"OOD {name}: every item is right")
+
+
+def test_attacks_with_other_settings_or_budgets_are_named(tmp_path: Path) -> None:
+    weak = {"attacks": {"pwws": {"max_words": 1}, "deepwordbug": {"max_edits": 30}}, "query_budget": 20}
+    full = {"attacks": {"pwws": {"max_words": 30}, "deepwordbug": {"max_edits": 30}}, "query_budget": None}
+    make_run(tmp_path, "erm-seed0", **full)
+    make_run(tmp_path, "fgm-seed0", defenses=[FGM], **weak)
+    study = load_study(tmp_path)
+    said(study, "Attack pwws: `max_words` is 30 in erm-seed0; 1 in fgm-seed0", "must not be compared")
+    said(study, "Attacks: `query_budget` is null in erm-seed0; 20 in fgm-seed0")
+    assert not [problem for problem in study.problems if "deepwordbug" in problem]
+
+
+def test_of_runs_with_the_same_seed_the_finished_one_counts(tmp_path: Path) -> None:
+    make_run(tmp_path, "fgm-seed0", defenses=[FGM], finished=None, started="1", epochs=1, max_epochs=2)
+    make_run(tmp_path / "again", "fgm-seed0", defenses=[FGM], run_id="again", started="2")
+    study = load_study(tmp_path)
+    assert [run.run_id for run in study.runs] == ["again"]
+    said(study, "is left out: it repeats fgm-seed0 with the same seed")

@@ -252,7 +252,10 @@ def test_a_seed_that_stopped_early_ends_the_curve_and_is_named(tmp_path: Path) -
     content = look(load_study(tmp_path / "runs"), "last", 0.01)
     assert [moment.epoch for moment in content.backbones[0].traces["erm"]] == [0, 1]
     assert any("Stopped early" in problem and "erm-seed1" in problem for problem in content.problems)
-    assert "last (epoch 1)" in read(write_report(tmp_path / "runs", tmp_path / "report.html")).text
+    assert (
+        "to the last that all seeds have (epoch 1)"
+        in read(write_report(tmp_path / "runs", tmp_path / "report.html")).text
+    )
 
 
 @pytest.mark.parametrize("defenses", [1, 4])

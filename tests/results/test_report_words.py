@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lightning_robust.results import load_study, read_records, write_report
+from lightning_robust.results.report.bundle import table_files
 from lightning_robust.results.report.content import Content, look
 from lightning_robust.results.report.measures import title
 from lightning_robust.results.selection import Rule, select
@@ -266,3 +267,55 @@ def test_beside_verdicts_a_defense_without_an_aim_is_a_problem(tmp_path: Path) -
 )
 def test_attacks_on_embeddings_are_known_in_any_environment(key: str, label: str, shown: str) -> None:
     assert title(Column(key, label, "adv")) == shown
+
+
+def test_an_attack_and_a_shift_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name, levels, defenses in (
+        ("erm", (0.3, 0.8), []),
+        ("fgm", (0.5, 0.7), [{"name": "FGM", "aim": "adversarial"}]),
+    ):
+        parts = {"clean/clean": 0.9, "adversarial/imdb": levels[0], "ood/imdb": levels[1]}
+        for seed in range(2):
+            write_run(
+                tmp_path / f"{name}{seed}",
+                f"{name}-seed{seed}",
+                [parts],
+                num_items=100,
+                seed=seed,
+                defenses=defenses,
+            )
+    found = contents(tmp_path)
+    assert [column.label for column in found.columns][1:] == [
+        "Adversarial",
+        "imdb (adversarial)",
+        "OOD (mean)",
+        "imdb (OOD)",
+    ]
+    (row,) = (row for _, rows in found.backbones[0].heat.groups for row in rows)  # type: ignore[union-attr]
+    effects = [one.delta for one in found.matrix.cells[0] if one]
+    assert [cell.value for cell in row.cells] == effects
+    text = read(write_report(tmp_path, tmp_path / "report.html")).text
+    assert "«Adversarial» is the mean of the static adversarial benchmarks" in text
+    assert "No attack ran; nothing is known" in text
+
+
+def test_a_cell_of_fewer_seeds_than_its_row_is_marked(tmp_path: Path) -> None:
+    for name, defenses in (("erm", []), ("fgm", [{"name": "FGM", "aim": "adversarial"}])):
+        for seed in range(3):
+            parts = PLAIN | ({"attack/bae": 0.4} if seed == 0 else {})
+            write_run(
+                tmp_path / f"{name}{seed}",
+                f"{name}-seed{seed}",
+                [parts],
+                num_items=100,
+                seed=seed,
+                defenses=defenses,
+            )
+    text = read(write_report(tmp_path, tmp_path / "report.html")).text
+    assert "1 seed only, unlike the rest of the row" in text
+
+
+def test_tables_have_all_columns_whichever_row_comes_first(tmp_path: Path) -> None:
+    files = table_files("t", [{"a": 1}, {"a": 2, "b": 3}])
+    (tmp_path / "t.parquet").write_bytes(files["t.parquet"])
+    assert pq.read_table(tmp_path / "t.parquet").to_pylist() == [{"a": 1, "b": None}, {"a": 2, "b": 3}]

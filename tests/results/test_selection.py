@@ -178,3 +178,12 @@ def test_scores_on_the_half_that_is_chosen_on_are_biased(noise: list[Run]) -> No
         assert peeked is not None
         found.append(peeked.values.mean())
     assert np.mean(found) > 0.515
+
+
+def test_where_nothing_survives_an_attack_the_best_mean_is_chosen() -> None:
+    none, better = shares(0.0, 0.0), shares(0.9, 0.9)
+    early = {CLEAN_KEY: shares(0.5, 0.5), ATTACK: none, OOD: shares(0.5, 0.5)}
+    late = {CLEAN_KEY: better, ATTACK: none, OOD: better}
+    rules: list[Rule] = ["joint", "oracle"]
+    for rule in rules:
+        assert select(run_of(early, late, early, late), rule).index == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torchmetrics.functional.classification import (
 )
 
 from lightning_robust.results import Record, evaluations, metrics, to_table, transfer_deltas
-from lightning_robust.results.statistics import effect
+from lightning_robust.results.statistics import effect, transfer_ratio
 from lightning_robust.results.tables import classification_scores, groups
 from tests.results.synthetic import evaluation, record
 
@@ -197,3 +198,30 @@ def test_an_evaluation_compared_with_itself_has_changed_by_nothing():
     assert math.isnan(found["transfer/ood_low"])
     again = transfer_deltas(rows, list(rows))
     assert again["transfer/adv_low"] < 0 < again["transfer/adv_high"]
+
+
+def test_attacks_that_reached_no_item_in_common_make_no_worst_case() -> None:
+    rows = [*static("clean", "clean", "1110"), *attack("pwws", "fs"), *static("ood", "a", "10")]
+    rows += [replace(row, attack="deepwordbug", item_id=f"other-{row.item_id}") for row in attack("x", "ff")]
+    found = metrics(rows)
+    assert found["adv/pwws/accuracy"] == 0.5
+    assert math.isnan(found["adv/accuracy"])
+    assert math.isnan(found["joint/harmonic"])
+    assert math.isnan(found["joint/min"])
+
+
+def test_the_transfer_ratio_has_fiellers_interval() -> None:
+    def rows(adv: float, ood: float) -> list[Record]:
+        return evaluation("run", 0, 1, {"clean/clean": 0.9, "attack/pwws": adv, "ood/a": ood}, num_items=400)
+
+    before, after = rows(0.2, 0.5), rows(0.7, 0.7)
+    found = transfer_deltas(before, after)
+    adv, ood = (
+        (groups(after)[key].correct, groups(before)[key].correct)
+        for key in (("attack", "pwws"), ("ood", "a"))
+    )
+    expected = transfer_ratio(adv, ood)
+    assert found["transfer/ratio"] == pytest.approx(expected.value)
+    assert found["transfer/ratio_low"] == pytest.approx(expected.low)
+    assert found["transfer/ratio_high"] == pytest.approx(expected.high)
+    assert expected.low < expected.value < expected.high

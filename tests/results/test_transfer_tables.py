@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from lightning_robust.results import (
     transfer_verdict,
 )
 from lightning_robust.results.study import columns, pair
-from lightning_robust.results.transfer import is_collapsed
+from lightning_robust.results.transfer import Together, _unless_they_differ, is_collapsed
 from tests.results.synthetic import write_run
 
 PLAIN = {"clean/clean": 0.85, "attack/deepwordbug": 0.2, "attack/pwws": 0.3, "ood/yelp": 0.7, "ood/imdb": 0.6}
@@ -234,3 +235,60 @@ def test_effective_robustness_needs_undefended_models(folder):
     }
     assert found["hybrid", "ood"].low > 0.05
     assert not found["fgm", "ood"].sign
+
+
+@pytest.mark.parametrize(("label", "moved", "expected"), [
+    ("positive", -0.2, "inconclusive"), ("negative", 0.2, "inconclusive"), ("neutral", 0.2, "inconclusive"),
+    ("positive", 0.2, "positive"), ("negative", -0.2, "negative"), ("neutral", 0.0, "neutral"),
+])  # fmt: skip
+def test_a_mean_that_the_only_defense_that_moved_contradicts_is_inconclusive(label, moved, expected):
+    rng = np.random.default_rng(0)
+    baseline = (rng.random((10, 500)) < 0.5).astype(float)
+    changed = (rng.random((10, 500)) < 0.5 + moved).astype(float) if moved else baseline
+    off = Together(np.stack([baseline, baseline, changed]), baseline, None)
+    mean = transfer_verdict((baseline, baseline), (baseline, baseline))
+    found = _unless_they_differ(replace(mean, label=label), ["a", "b", "moved"], off)
+    assert found.label == expected
+    assert ("moved" in found.reason) is (expected == "inconclusive")
+
+
+def test_only_seeds_that_all_have_count_and_that_is_said(folder):
+    write(folder, "pgd", ROBUST, "adversarial", seeds=(0,))
+    verdict = next(one for one in study_verdicts(load_study(folder)) if one.aim == "adv")
+    assert verdict.verdict.on_target.num_seeds == 1
+    assert verdict.note == "Only 1 of 3 seeds count, those that all have: pgd lacks 2."
+
+
+def test_few_clean_items_do_not_make_a_constant_answer(tmp_path):
+    for size, expected in ((20, False), (200, True)):
+        write(tmp_path / str(size), "erm", dict.fromkeys(PLAIN, 0.5), num_items=size)
+        (erm,) = load_study(tmp_path / str(size)).conditions
+        assert is_collapsed(erm) is expected
+
+
+def test_the_line_of_effective_robustness_is_of_models_measured_alike(tmp_path):
+    for number in range(6):
+        parts = {**PLAIN, "clean/clean": 0.7 + 0.04 * number}
+        del parts["attack/pwws"]
+        write(tmp_path, f"erm{number}", parts, backbone=f"b{number}", num_items=600)
+    write(tmp_path, "fgm", PLAIN | {"clean/clean": 0.8}, "adversarial", backbone="b9", num_items=600)
+    found = {one.kind: one for one in study_effective_robustness(load_study(tmp_path))}
+    assert found["adv"].line == []
+    assert "0 undefended models" in found["adv"].beyond.reason
+    assert len(found["ood"].line) == 6
+    assert found["ood"].beyond.known
+
+
+def test_effective_robustness_of_few_items_gives_the_reason(tmp_path):
+    for number in range(6):
+        write(
+            tmp_path,
+            f"erm{number}",
+            {**PLAIN, "clean/clean": 0.7 + 0.04 * number},
+            backbone=f"b{number}",
+            num_items=20,
+        )
+    write(tmp_path, "fgm", PLAIN | {"clean/clean": 0.8}, "adversarial", backbone="b9", num_items=20)
+    for one in study_effective_robustness(load_study(tmp_path)):
+        assert "20 items are too few" in one.beyond.reason
+        assert math.isnan(one.beyond.delta)

@@ -9,7 +9,7 @@ from lightning_robust.results import figures
 from lightning_robust.results.correlations import StudyCorrelation
 from lightning_robust.results.figures import Style
 from lightning_robust.results.report import accuracies, comparison, pictures, wording
-from lightning_robust.results.report.measures import Moment, Score, moments, title
+from lightning_robust.results.report.measures import Moment, Score, moments
 from lightning_robust.results.report.pictures import Drawing
 from lightning_robust.results.selection import Rule
 from lightning_robust.results.study import Column, Condition, Study
@@ -38,6 +38,12 @@ class Backbone(NamedTuple):
     def _upright(self) -> dict[str, Style]:
         collapsed = {one.name for one in self.collapsed}
         return {name: style for name, style in self.styles.items() if name not in collapsed}
+
+    @property
+    def attacked(self) -> bool:
+        """Whether an attack ran."""
+        moments = (one for condition in self.conditions for run in condition.runs for one in run.evaluations)
+        return any(kind == "attack" for one in moments for kind, _ in one.parts)
 
     @property
     def averaged(self) -> bool:
@@ -121,22 +127,13 @@ def backbone(
         pictures.curves(traces, styles, axis, suffix),
         pictures.plane(upright, styles, suffix),
         heat,
-        comparison.heat_figure(heat, _changes(matrix, name), suffix) if heat else None,
+        comparison.heat_figure(heat, suffix) if heat else None,
         changes,
         _changes_legend(together, styles, legend),
         [sentence for one in together for sentence in wording.correlation_sentences(one)],
         accuracies.grid(conditions, found, scores),
         collapsed,
     )
-
-
-def _changes(matrix: TransferMatrix, backbone: str) -> dict[tuple[str, str], float]:
-    return {
-        (condition.name, title(column)): cell.delta
-        for condition, row in zip(matrix.conditions, matrix.cells, strict=True)
-        for column, cell in zip(matrix.columns, row, strict=True)
-        if condition.backbone == backbone and cell is not None and cell.known
-    }
 
 
 def _changes_legend(

@@ -28,7 +28,8 @@ def table_files(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes
     """Return a table as CSV and Parquet, by file name; nothing without rows."""
     if not rows:
         return {}
-    table = pa.Table.from_pylist([dict(row) for row in rows])
+    names = dict.fromkeys(name for row in rows for name in row)  # the first row may lack some
+    table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
     csv, parquet = io.BytesIO(), io.BytesIO()
     pacsv.write_csv(table, csv)
     pq.write_table(table, parquet)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
+
 from lightning_robust.results import figures
 from lightning_robust.results.correlations import EffectiveRobustness, StudyCorrelation
 from lightning_robust.results.figures import Cell, Point, Style, heat_name, slot_style
@@ -14,7 +16,7 @@ from lightning_robust.results.report.formats import Notes, Shown, counted, show_
 from lightning_robust.results.report.measures import title
 from lightning_robust.results.report.pictures import Drawing, Styles
 from lightning_robust.results.report.wording import AIM_TITLES, NOT_DECLARED, aim_title
-from lightning_robust.results.statistics import Effect
+from lightning_robust.results.statistics import Effect, expected_accuracy
 from lightning_robust.results.study import Condition
 from lightning_robust.results.transfer import ALPHA, TransferMatrix
 
@@ -32,12 +34,13 @@ _AIM_SLOTS = {
 
 
 class HeatCell(NamedTuple):
-    """A cell of the matrix: its colour's name, its text, and the mark of a change told from 0."""
+    """A cell of the matrix: its colour's name, its text, the mark of a change told from 0, and what is coloured."""
 
     css: str
     shown: Shown
     mark: str
     words: str
+    value: float = math.nan
 
 
 class HeatRow(NamedTuple):
@@ -87,8 +90,14 @@ def heat(matrix: TransferMatrix, backbone: str, styles: Styles) -> Heat | None:
         ]
         if matrix.collapsed[row]:
             # A constant answer under attack is no gain: neither colour nor mark.
-            cells = [one._replace(css="hatched", mark="", words="of a constant answer") for one in cells]
-        seeds = counted(max((one.num_seeds for one in matrix.cells[row] if one), default=0), "seed")
+            words = "of a constant answer"
+            cells = [HeatCell("hatched", one.shown, "", words) for one in cells]
+        most = max((one.num_seeds for one in matrix.cells[row] if one), default=0)
+        cells = [
+            one if effect is None or effect.num_seeds == most else _of_fewer_seeds(one, effect, notes)
+            for one, effect in zip(cells, (matrix.cells[row][k] for k in places), strict=True)
+        ]
+        seeds = counted(most, "seed")
         entry = HeatRow(number, condition.name, seeds, styles[condition.name], cells, matrix.collapsed[row])
         groups.setdefault(aim_title(condition), []).append(entry)
     columns = [matrix.columns[k] for k in places]
@@ -97,12 +106,11 @@ def heat(matrix: TransferMatrix, backbone: str, styles: Styles) -> Heat | None:
     return Heat(list(groups.items()), kinds, [title(one) for one in columns], scale, baselines, notes)
 
 
-def heat_figure(shown: Heat, values: Mapping[tuple[str, str], float], suffix: str) -> Drawing:
+def heat_figure(shown: Heat, suffix: str) -> Drawing:
     """Draw a matrix as a file; on the page it is a table.
 
     Args:
         shown: The matrix.
-        values: Changes with an interval, by condition and column label.
         suffix: Of the file's name.
     """
     groups = [
@@ -111,13 +119,7 @@ def heat_figure(shown: Heat, values: Mapping[tuple[str, str], float], suffix: st
             [
                 (
                     f"{row.number}  {row.name}",
-                    [
-                        Cell(
-                            math.nan if row.collapsed else values.get((row.name, column), math.nan),
-                            bool(cell.mark),
-                        )
-                        for column, cell in zip(shown.columns, row.cells, strict=True)
-                    ],
+                    [Cell(cell.value, bool(cell.mark)) for cell in row.cells],
                 )
                 for row in rows
             ],
@@ -188,16 +190,33 @@ def effective(found: Sequence[EffectiveRobustness], styles: Styles) -> list[Draw
             )
             for one in known
         ]
-        line = sorted((one.clean, one.robust - one.beyond.delta) for one in known)
-        figure = figures.predicted(points, ([x for x, _ in line], [y for _, y in line]), f"{name} accuracy →")
+        figure = figures.predicted(points, _prediction(known), f"{name} accuracy →")
         label = f"{name.capitalize() if kind == 'adv' else name} accuracy against clean accuracy, with the line that clean accuracy predicts."
         drawings.append(Drawing(f"effective-{kind}", figure, label))
     return drawings
 
 
+def _prediction(known: Sequence[EffectiveRobustness]) -> tuple[list[float], list[float]]:
+    """Return the line that predicts, over the range of the undefended models; nothing where there are several."""
+    if any(one.line != known[0].line for one in known):
+        return [], []
+    clean, robust = zip(*known[0].line, strict=True)
+    x = np.linspace(min(clean), max(clean), 50)
+    return x.tolist(), expected_accuracy(x, clean, robust).tolist()
+
+
 def _around(one: EffectiveRobustness) -> tuple[float, float]:
     expected = one.robust - one.beyond.delta
     return expected + one.beyond.low, expected + one.beyond.high
+
+
+def _of_fewer_seeds(cell: HeatCell, effect: Effect, notes: Notes) -> HeatCell:
+    if not effect.known:
+        return cell
+    seeds = counted(effect.num_seeds, "seed")
+    return cell._replace(
+        shown=cell.shown._replace(note=notes.mark(f"{seeds} only, unlike the rest of the row"))
+    )
 
 
 def _heat_cell(effect: Effect | None, adjusted: float, scale: float, notes: Notes) -> HeatCell:
@@ -213,4 +232,4 @@ def _heat_cell(effect: Effect | None, adjusted: float, scale: float, notes: Note
         if marked
         else ""
     )
-    return HeatCell(heat_name(effect.delta, scale), shown, mark, words)
+    return HeatCell(heat_name(effect.delta, scale), shown, mark, words, effect.delta)

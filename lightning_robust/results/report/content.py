@@ -17,7 +17,7 @@ from lightning_robust.results.report import accuracies, comparison, made, verdic
 from lightning_robust.results.report.backbone import Backbone, backbone
 from lightning_robust.results.report.doubts import doubts
 from lightning_robust.results.report.examples import Example, load_examples
-from lightning_robust.results.report.measures import Score, time_axis
+from lightning_robust.results.report.measures import Moment, Score, time_axis
 from lightning_robust.results.report.pictures import Drawing
 from lightning_robust.results.selection import WORDS, Rule
 from lightning_robust.results.study import Column, Condition, Run, Study, columns
@@ -129,11 +129,15 @@ def look(study: Study, rule: Rule, margin: float) -> Content:
 def _states(backbones: Sequence[Backbone]) -> list[tuple[Style, str]]:
     """Return one sentence on each condition where there is no verdict to open with."""
     found = [
-        (one.styles[name], wording.state(name, trace))
+        (one.styles[condition.name], wording.state(condition.name, trace, _whole(condition, trace)))
         for one in backbones
-        for name, trace in one.traces.items()
+        for condition, trace in zip(one.conditions, one.traces.values(), strict=True)
     ]
     return found[:MOST_STATES]
+
+
+def _whole(condition: Condition, trace: Sequence[Moment]) -> bool:
+    return all(len(run.evaluations) <= len(trace) for run in condition.runs)
 
 
 def _made(condition: Condition, facts: Mapping[str, made.Facts], known: made.Facts) -> Made:

@@ -80,6 +80,7 @@ def _statement(one: StudyVerdict, selection: str) -> Statement:
     left_out = (
         [f"Left out, as they answer like a constant: {names_of(one.left_out)}."] if one.left_out else []
     )
+    left_out += [one.note] if one.note else []
     if one.verdict is None:
         on, off = ROBUSTNESS[one.aim], ROBUSTNESS[OTHER[one.aim]]
         sentence = capital(f"{head}there is no answer on whether raising {on} changes {off}: {one.reason}.")
@@ -225,6 +226,9 @@ def _no_verdict(study: Study) -> Statement:
             "Add a defense that aims at adversarial or at OOD robustness alone. For defenses of your own: "
             f"{HOW_TO_DECLARE}"
         )
+    elif any(one.aim != "none" for one in study.conditions):
+        reason = "the evaluations of defenses are outside of a training (validate, test), and verdicts are on trainings"
+        how = "Report the runs of the trainings themselves"
     else:
         reason = "no run says that it had a defense, and what that aims at"
         how = "Defenses of lightning-robust note it in run.json; for others add it there, as «defenses»."

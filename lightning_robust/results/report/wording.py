@@ -53,8 +53,14 @@ def aim_title(condition: Condition) -> str:
     return NOT_DECLARED if undeclared(condition) else AIM_TITLES[condition.aim]
 
 
-def state(name: str, moments: Sequence[Moment]) -> str:
-    """Return what became of a condition: its accuracies at its first and last evaluation."""
+def state(name: str, moments: Sequence[Moment], whole: bool = True) -> str:
+    """Return what became of a condition: its accuracies at its first and last evaluation.
+
+    Args:
+        name: The condition's.
+        moments: The evaluations that all of its seeds have.
+        whole: Whether no seed went further.
+    """
     if not moments:
         return f"{name}: its runs have no evaluation in common."
     first, last = moments[0], moments[-1]
@@ -69,7 +75,7 @@ def state(name: str, moments: Sequence[Moment]) -> str:
         return f"{start}: {listed(scored)}.{rest}" if told else f"{start}.{rest}"
     moves = listed([_move(key, first, last) for key in told])
     start, end = _when(first) or "number 1", _when(last) or f"number {len(moments)}"
-    return f"{name} went from its first evaluation ({start}) to its last ({end}){' ' if moves else ''}{moves}.{rest}"
+    return f"{name} went from its first evaluation ({start}) to {'its last' if whole else 'the last that all seeds have'} ({end}){' ' if moves else ''}{moves}.{rest}"
 
 
 def correlation_sentences(found: StudyCorrelation) -> list[str]:

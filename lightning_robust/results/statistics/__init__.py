@@ -7,7 +7,7 @@ from lightning_robust.results.statistics.correlation import (
     transfer_correlation,
 )
 from lightning_robust.results.statistics.crossed import Components, CrossedMean, components, crossed_mean
-from lightning_robust.results.statistics.effective import effective_robustness, probit
+from lightning_robust.results.statistics.effective import effective_robustness, expected_accuracy, probit
 from lightning_robust.results.statistics.effects import (
     MIN_ITEMS,
     Differences,
@@ -51,6 +51,7 @@ __all__ = [
     "differences",
     "effect",
     "effective_robustness",
+    "expected_accuracy",
     "holm",
     "is_constant",
     "mcnemar",

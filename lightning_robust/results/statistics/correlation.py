@@ -65,6 +65,7 @@ def transfer_correlation(
     adv_errors: ArrayLike | None = None,
     ood_errors: ArrayLike | None = None,
     clean_errors: ArrayLike | None = None,
+    num_seeds: int | None = None,
     confidence: float = 0.95,
 ) -> TransferCorrelation:
     """Return the correlations of defenses' adversarial and OOD effects.
@@ -84,6 +85,8 @@ def transfer_correlation(
             correlation what it should take out.
         ood_errors: The same for ``ood``.
         clean_errors: The same for ``clean``.
+        num_seeds: Behind each effect. With one, errors do not hold how training runs differ, and there is no
+            correlation: the runs' luck, which both accuracies share, would make one.
         confidence: Of the intervals.
 
     Raises:
@@ -100,6 +103,10 @@ def transfer_correlation(
         least, number = LEAST_DEFENSES[name], len(x)
         if number < least:
             return _none(number, _too_few(number, least))
+        if num_seeds == 1:
+            return _none(
+                number, "one seed does not show how much of the effects is the luck of training runs"
+            )
         if name == "partial" and z is None:
             return _none(number, "no effects on clean accuracy")
         columns = [x, y] if name != "partial" or z is None else [x, y, z]

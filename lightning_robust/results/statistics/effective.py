@@ -47,7 +47,7 @@ def effective_robustness(
         confidence: Of the interval.
 
     Returns:
-        The difference; without interval, and with the reason, where fewer than five baselines differ in clean
+        The difference; NaN without interval, and with the reason, where fewer than five baselines differ in clean
         accuracy or the model lies outside of their range.
 
     Raises:
@@ -61,7 +61,7 @@ def effective_robustness(
         return Effect(math.nan, math.nan, math.nan, math.nan, num_seeds, num_items, reason=reason)
     at = float(probit([clean])[0])
     fit = stats.linregress(x, y)
-    predicted = fit.intercept + fit.slope * at
+    predicted = float(fit.intercept + fit.slope * at)
     df = len(x) - 2
     spread = float(np.sum((x - x.mean()) ** 2))
     residual = math.sqrt(float(np.sum((y - fit.intercept - fit.slope * x) ** 2)) / df)
@@ -75,7 +75,21 @@ def effective_robustness(
     reach = float(stats.t.isf((1 - confidence) / 2, df)) * error
     delta = robust - expected
     p_value = float(2 * stats.t.sf(abs(delta) / error, df)) if error else math.nan
-    return Effect(delta, delta - reach, delta + reach, p_value, num_seeds, num_items, standard_error=error)
+    # An accuracy lies between 0 and 1, so that it is beyond what is expected by no more than that leaves.
+    low, high = max(delta - reach, -expected), min(delta + reach, 1 - expected)
+    return Effect(delta, low, high, p_value, num_seeds, num_items, standard_error=error)
+
+
+def expected_accuracy(clean: ArrayLike, baseline_clean: ArrayLike, baseline_robust: ArrayLike) -> Floats:
+    """Return what the line of `effective_robustness` predicts.
+
+    Args:
+        clean: Clean accuracies, any shape.
+        baseline_clean: As there.
+        baseline_robust: As there.
+    """
+    fit = stats.linregress(probit(baseline_clean), probit(baseline_robust))
+    return np.asarray(stats.norm.cdf(fit.intercept + fit.slope * probit(clean)))
 
 
 def probit(shares: ArrayLike) -> Floats:

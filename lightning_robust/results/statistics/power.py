@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from lightning_robust.results.statistics.crossed import Components, tail_quantile
+from lightning_robust.results.statistics.effects import MIN_ITEMS
 
 MOST_ITEMS = 1_000_000
 SEEDS = (2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
@@ -44,8 +45,9 @@ def minimal_detectable_effect(
 def needed_items(
     parts: Components, effect: float, num_seeds: int, *, confidence: float = 0.95, power: float = 0.8
 ) -> int | None:
-    """Return how many items see a true effect with so many seeds; None where no number of items would do, or the
-    spread between seeds is unknown.
+    """Return how many items, not fewer than `MIN_ITEMS`, see a true effect with so many seeds.
+
+    None where no number of items would do, or the spread between seeds is unknown.
 
     Args:
         parts: Variances of one item's difference.
@@ -65,7 +67,7 @@ def needed_items(
     while high - low > max(1, low // 200):  # within half a percent
         middle = (low + high) // 2
         low, high = (low, middle) if sees(middle) else (middle, high)
-    return high
+    return max(high, MIN_ITEMS)
 
 
 def needed(

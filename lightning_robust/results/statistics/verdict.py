@@ -109,4 +109,8 @@ def _label(on: Effect, off: Effect, margin: float) -> tuple[Label, str]:
         return "neutral", ""
     if off.sign:
         return ("positive" if off.sign > 0 else "negative"), ""
-    return "inconclusive", "the other kind's interval holds gains and losses beyond the margin"
+    beyond = [word for word, out in (("a gain", off.high >= margin), ("a loss", off.low <= -margin)) if out]
+    return (
+        "inconclusive",
+        f"the other kind's interval holds no change and {' and '.join(beyond)} beyond the margin",
+    )

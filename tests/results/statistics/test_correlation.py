@@ -10,6 +10,7 @@ from scipy import stats
 from lightning_robust.results.statistics import (
     StatisticsError,
     effective_robustness,
+    expected_accuracy,
     probit,
     trajectory_p_value,
     transfer_correlation,
@@ -117,9 +118,11 @@ def test_effective_robustness_equals_least_squares():
     assert wider.low < found.low
     assert effective_robustness(0.8, 0.75, clean, robust, robust_error=0.0, clean_error=0.05).low < found.low
     few = effective_robustness(0.8, 0.75, clean, robust, robust_error=0.0, num_seeds=2)
-    assert few.high - few.low == pytest.approx(
-        (found.high - found.low) * stats.t.isf(0.025, 1) / stats.t.isf(0.025, 7)
-    )
+    reach = (found.delta - found.low) * stats.t.isf(0.025, 1) / stats.t.isf(0.025, 7)
+    assert few.delta - few.low == pytest.approx(reach)
+    assert few.delta + reach > 1 - expected
+    assert few.high == pytest.approx(1 - expected)  # no accuracy is above 1
+    assert expected_accuracy([0.8], clean, robust) == pytest.approx([expected])
 
 
 def test_undefended_models_do_not_stand_out():
@@ -148,3 +151,20 @@ def test_effective_robustness_needs_baselines_around(clean, baselines, words):
     found = effective_robustness(clean, 0.5, baselines, baselines, robust_error=0.01)
     assert words in found.reason
     assert math.isnan(found.delta)
+
+
+def test_one_seed_gives_no_correlation():
+    effects = np.random.default_rng(0).normal(0, 0.05, 12)
+    errors = np.full(12, 0.001)
+    for seeds, known in ((1, False), (2, True)):
+        found = transfer_correlation(
+            effects,
+            effects,
+            effects,
+            adv_errors=errors,
+            ood_errors=errors,
+            clean_errors=errors,
+            num_seeds=seeds,
+        )
+        assert math.isnan(found.pearson.value) is not known
+        assert ("luck of training runs" in found.spearman.reason) is not known
