@@ -24,7 +24,7 @@ from lightning_robust.callbacks.predictor import Predictor, make_predictors
 from lightning_robust.callbacks.run_folders import RunFolders, clock
 from lightning_robust.data.items import Environment, Role
 from lightning_robust.data.sampling import seeded_sample
-from lightning_robust.errors import ConfigError
+from lightning_robust.errors import ConfigError, RobustError
 from lightning_robust.modules.state_key import fingerprint
 from lightning_robust.modules.victim import find_victim
 from lightning_robust.results import Record, metrics, transfer_deltas
@@ -295,16 +295,20 @@ class RobustnessMonitor(Callback):
         shard = Shard(trainer.global_rank, trainer.world_size)
         evaluation, folder = predictor.evaluation, predictor.folder
         partial = None if folder is None else folder / "records" / f".{name}.rank{shard.rank}.jsonl"
+        mine: list[Record] = []
+        failed = None
         with leaving_no_trace(trainer, pl_module):
             try:
                 victim = predictor.victim(self._find_victim(pl_module))
                 weights = f"{fingerprint(pl_module)}{predictor.describe() or ''}"
                 mine = evaluation.run(victim, when, shard=shard, partial=partial, weights=weights)
+            except RobustError as error:
+                failed = error
             except KeyboardInterrupt:
                 if trainer.state.fn == "fit":
                     rank_zero_warn(_how_to_resume(trainer))
                 raise
-        records = evaluation.in_order(gather(mine, shard))
+        records = evaluation.in_order(gather(mine, shard, failed))
         evaluation.remember(records)
         for doubt in evaluation.judge(records):
             rank_zero_warn(f"{predictor.name}: {doubt.message}" if predictor.name else doubt.message)

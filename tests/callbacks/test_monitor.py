@@ -487,3 +487,24 @@ def test_evaluations_later_than_the_checkpoint_gone_on_from_are_set_aside(tmp_pa
 def test_the_last_epoch_is_evaluated_where_it_is_not_validated(tmp_path):
     _fit(tmp_path, tmp_path / "out", 3, check_val_every_n_epoch=2)
     assert sorted(set(read_records(tmp_path / "out")["epoch"].to_pylist())) == [1, 2]
+
+
+def _fails_on(rank):
+    def victim(module):
+        def predict(batch):
+            if torch.distributed.get_rank() == rank:
+                raise ValueError("no such word")
+            return torch.full((len(batch), 2), 0.5)
+
+        return predict
+
+    return victim
+
+
+def test_what_one_process_runs_into_ends_all(tmp_path):
+    watch = monitor(
+        tmp_path / "out", attacks=[], adversarial=None, ood={"two": texts(2)}, victim=_fails_on(1)
+    )
+    run = trainer(tmp_path, [watch], max_epochs=1, devices=2, strategy="ddp_fork")
+    with pytest.raises(Exception, match="could be predicted: .*no such word"):
+        run.fit(PlainEncoder(), loader(), loader())
