@@ -22,12 +22,13 @@ from lightning_robust.data.items import Item
 from lightning_robust.data.sampling import seeded_sample
 from lightning_robust.defenses.base import Batch, Defense, Step, take_turns
 from lightning_robust.defenses.batches import batch_size, take_rows
-from lightning_robust.defenses.checks import expect
+from lightning_robust.defenses.checks import check_epochs, expect
 from lightning_robust.defenses.domains import UNKNOWN
 from lightning_robust.defenses.extra_rows import join_rows, rows_like
-from lightning_robust.defenses.texts import length_limit, needed_tokenizer
+from lightning_robust.defenses.texts import length_limit, longest_row, needed_tokenizer
 from lightning_robust.defenses.training_attack import TrainingAttack, perturbed
 from lightning_robust.errors import ConfigError
+from lightning_robust.modules.encoding import encode
 from lightning_robust.modules.unseen import leaving_no_trace
 from lightning_robust.modules.victim import find_victim
 from lightning_robust.results import Record
@@ -45,6 +46,7 @@ class AdversarialAugmentation(Defense):
     their example's label and domain, until the next attack: spread evenly over the batches, each once per epoch in
     a new order. With n rows of a batch and m adversarial ones the loss is (n·L(batch) + m·α·L(adversarial)) /
     (n + m·α), where α is ``weight``. Steps per epoch, data loaders and learning-rate schedules stay as they are.
+    Where the data loader has cut long texts before the attack, adversarial ones are cut at its longest row.
 
     Source: Yoo and Qi 2021, arXiv 2109.00544 (A2T); attacking between epochs is theirs. There the training set is
     attacked until a share of its size has succeeded, always with A2T (``attack="a2t"``); here a share is attacked,
@@ -83,8 +85,9 @@ class AdversarialAugmentation(Defense):
 
     Raises:
         ConfigError: If a setting is out of range; when fit starts, if there are no training texts, no victim, no
-            tokenizer, something that the attack needs is missing, the number of batches is not known, or ``weight``
-            is not 1 together with a defense that compares domains or moves the weights; at the first batch, if rows cannot be added to it.
+            tokenizer, something that the attack needs is missing, training ends before the first attack, the number
+            of batches is not known, or ``weight`` is not 1 together with a defense that compares domains or moves
+            the weights; at the first batch, if rows cannot be added to it.
     """
 
     aim = "adversarial"
@@ -132,6 +135,8 @@ class AdversarialAugmentation(Defense):
         self._domains: dict[str, int] | None = None
         self._tokenizer: Any = None
         self._max_length = 0
+        self._longest = 0
+        self._cut_at: int | None = None
         self._tried = False
         self._pool: list[Item] = []
         self._attacked: int | None = None
@@ -151,11 +156,14 @@ class AdversarialAugmentation(Defense):
         if stage == "fit" and trainer.current_epoch == 0:
             # Another training; that of a checkpoint is restored after this hook.
             self._pool, self._attacked, self._folder = [], None, None
+            self._longest, self._cut_at = 0, None
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._active:
             return
         self._tried, self._order = False, None
+        first = self.clean_epochs
+        check_epochs(trainer, first, f"clean_epochs={first}, after which AdversarialAugmentation attacks")
         self._items = self._training_items(trainer)
         self._tokenizer = self._needed_tokenizer(pl_module)
         if self._tokenizer is not None:
@@ -247,6 +255,7 @@ class AdversarialAugmentation(Defense):
         if not self._active or since < 0 or (self._attacked is not None and self._attacked >= due):
             return
         chosen = self._chosen(trainer)
+        self._cut_at = self._length_of_cut_rows(trainer, chosen)
         attack = TrainingAttack(
             self.attack,
             self._find_victim(pl_module),
@@ -265,6 +274,15 @@ class AdversarialAugmentation(Defense):
         size = 4 if _is_dry(trainer) else max(1, round(self.share * len(self._items)))
         keys = [(trainer.current_epoch, item.id) for item in self._items]
         return seeded_sample(self._items, keys, size, self.seed)
+
+    def _length_of_cut_rows(self, trainer: Trainer, items: list[Item]) -> int | None:
+        """The longest loaded row's length where an item would be longer: so the data loader cuts them."""
+        if self._tokenizer is None or self.collate is not None:
+            return None
+        mine = torch.tensor(self._longest, device=trainer.strategy.root_device)
+        longest = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        whole = encode(self._tokenizer, [item.text for item in items], self._max_length)
+        return longest if 0 < longest < max(len(one.input_ids) for one in whole) else None
 
     def _log(self, module: LightningModule, records: Sequence[Record]) -> None:
         attacked = sum(record.status in ("success", "failed") for record in records)
@@ -291,6 +309,8 @@ class AdversarialAugmentation(Defense):
         if not self._active:
             return step(batch)
         self._try(batch)
+        if self.collate is None:
+            self._longest = max(self._longest, longest_row(batch, self._tokenizer))
         items = self._due()
         if not items:
             return step(batch)
@@ -300,8 +320,9 @@ class AdversarialAugmentation(Defense):
                 return step(joined)
         own, new = batch_size(batch), self.weight * len(items)
         # The batch itself last: where no pass is plain, the last one is logged.
-        with self.chain.perturbing():
-            adversarial = step(take_rows(joined, torch.arange(own, own + len(items))))
+        rows = torch.arange(own, own + len(items))
+        with self.chain.perturbing(), self.chain.on_rows(rows):
+            adversarial = step(take_rows(joined, rows))
         return (own * step(batch) + new * adversarial) / (own + new)
 
     def _due(self) -> list[Item]:
@@ -331,7 +352,8 @@ class AdversarialAugmentation(Defense):
 
     def _rows(self, batch: Batch, items: list[Item]) -> list[Batch]:
         keys: dict[str, Any] = {"label_key": self.label_key, "domain_key": self.domain_key}
-        return rows_like(batch, items, self._tokenizer, self._max_length, self._domain, **keys)
+        limit = self._max_length if self._cut_at is None else self._cut_at
+        return rows_like(batch, items, self._tokenizer, limit, self._domain, **keys)
 
     def _collated(self, collate: Callable[[list[Item]], Any], items: list[Item]) -> Batch:
         """Make a batch, and treat it as Lightning does what a data loader gives."""
@@ -350,10 +372,12 @@ class AdversarialAugmentation(Defense):
     def state_dict(self) -> dict[str, Any]:
         pool = [[one.id, one.text, one.label, one.domain] for one in self._pool]
         folder = None if self._folder is None else str(self._folder)
-        return {"attacked": self._attacked, "folder": folder, "pool": pool}
+        lengths = {"longest": self._longest, "cut_at": self._cut_at}
+        return {"attacked": self._attacked, "folder": folder, "pool": pool, **lengths}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._attacked = state_dict["attacked"]
+        self._longest, self._cut_at = state_dict["longest"], state_dict["cut_at"]
         self._folder = None if state_dict["folder"] is None else Path(state_dict["folder"])
         self._pool = [Item(*row) for row in state_dict["pool"]]
         self._order = None

@@ -82,6 +82,8 @@ class ASCC(Defense):
         self._table: SynonymTable | None = None
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.weight == 0:
+            return
         self._layer = input_embeddings(pl_module, self.embeddings)
         self._head = ClassifierHead(pl_module, self.head)
         vocabulary = Vocabulary(needed_tokenizer(self, pl_module, self.tokenizer))
@@ -120,8 +122,8 @@ class ASCC(Defense):
             leaves = list(hull.logits.values())
             # Sums over rows, so that no row's steps depend on the others in the batch.
             objective = rows * over_calls(kl, fixed, moved) - self.sparsity * hull.entropy()
-            gradients = torch.autograd.grad(objective, leaves)
+            gradients = torch.autograd.grad(objective * self.chain.loss_scale, leaves)
             adam = adam or torch.optim.Adam(leaves, lr=self.step_size, maximize=True)
             for leaf, gradient in zip(leaves, gradients, strict=True):
-                leaf.grad = gradient
+                leaf.grad = gradient / self.chain.loss_scale
             adam.step()

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lightning_robust.defenses.chain import Batch, DefenseChain, Step
-from lightning_robust.defenses.checks import check_common
+from lightning_robust.defenses.checks import check_names, expect_seed
 from lightning_robust.defenses.settings import settings_of
 from lightning_robust.errors import ConfigError
 
@@ -55,7 +55,10 @@ class Defense(Callback):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         self.settings = settings_of(cls.__init__, args, kwargs, without=("args", "kwargs"))
-        check_common(self.settings)
+        expect_seed(self.settings.get("seed", 0))
+        if cls.__module__.partition(".")[0] == "lightning_robust":
+            # What a user's own defense calls `layers` need not be names.
+            check_names(self.settings)
         return self
 
     @property

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from lightning_robust.errors import ConfigError, did_you_mean
 
+UNLABELLED = -100
+"""The label of rows that PyTorch's and Hugging Face's losses leave out."""
+
 
 def batch_size(batch: Any) -> int:
     """Return the number of rows: the first dimension of most tensors in the batch.
@@ -47,6 +50,15 @@ def labels_of(batch: Any, key: str | int) -> Tensor:
         ConfigError: If the batch has no such entry, or not one class for each row.
     """
     return _one_per_row(batch, key, "label", f"Name the entry: {_NAMING.format(name='label')}")
+
+
+def labelled_rows(batch: Any, key: str | int = "labels") -> Tensor | None:
+    """Return which rows have a label ``(batch,)``, on the CPU; None where the batch holds no class numbers."""
+    labels = batch[key] if _holds(batch, key) else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        return None
+    rows = batch_size(batch)
+    return (labels.cpu() != UNLABELLED).reshape(rows, -1).any(1) if labels.shape[:1] == (rows,) else None
 
 
 _NAMING = '{name}_key="name" for a dict, {name}_key=2 for a tuple.'

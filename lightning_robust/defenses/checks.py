@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
@@ -62,13 +62,12 @@ def expect_seed(value: int) -> int:
     return value
 
 
-def check_common(settings: Mapping[str, Any]) -> None:
-    """Check what many training-time defenses take: a seed, and names of submodules.
+def check_names(settings: Mapping[str, Any]) -> None:
+    """Check what many of the package's training-time defenses take: names of submodules.
 
     Raises:
         ConfigError: If one is something else.
     """
-    expect_seed(settings.get("seed", 0))
     for name in ("embeddings", "head"):
         value = settings.get(name)
         if value is not None and not isinstance(value, str):
@@ -80,6 +79,22 @@ def check_common(settings: Mapping[str, Any]) -> None:
         or not all(isinstance(n, str) for n in layers)
     ):
         raise ConfigError(f"Expected `layers` to be a list of names of submodules, but got {layers!r}.")
+
+
+def check_epochs(trainer: Trainer, first: int, what: str) -> None:
+    """Check that training goes on for more than its ``first`` epochs, as far as they are bounded.
+
+    Args:
+        trainer: That of the fit that starts; a dry run (``fast_dev_run``) may be shorter.
+        first: Epochs after which something is to happen.
+        what: Says which epochs these are and what for.
+
+    Raises:
+        ConfigError: If training ends before.
+    """
+    epochs = trainer.max_epochs
+    if epochs is not None and 0 <= epochs <= first and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise ConfigError(f"Expected `max_epochs` to be more than {what}, but got {epochs}.")
 
 
 def check_trainable(module: LightningModule, names: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_robust.defenses.base import Batch, Defense, Step
@@ -68,6 +70,25 @@ class ConsistencyDefense(Defense):
         self._special = special_token_ids(pl_module, self._layer)
         if self.num_steps:
             check_inner_gradients(self, pl_module)
+        self._check_resolution(getattr(self._layer, "weight", None))
+
+    def _check_resolution(self, weight: object) -> None:
+        half = (torch.float16, torch.bfloat16)
+        if self.is_off or not isinstance(weight, Tensor) or weight.dtype not in half:
+            return
+        values = weight.detach().float()
+        smallest = float(values.abs().mean()) * torch.finfo(weight.dtype).eps / 2
+        noise = self.noise_size(values)
+        if noise < smallest:
+            rank_zero_warn(
+                f"{type(self).__name__} adds noise of {noise:.1g} to embeddings in {weight.dtype}, where less than "
+                f"about {smallest:.1g} is rounded away. Train with embeddings in float32 "
+                '(precision="bf16-mixed" or "32-true"), or make the noise larger.'
+            )
+
+    def noise_size(self, embeddings: Tensor) -> float:
+        """Return the size of the entries of the random start; inf where it is always large enough."""
+        return math.inf
 
     def start(self, embedded: Tensor, mask: Tensor) -> Tensor:
         """Return the first δ ``(rows, seq, hidden)`` for ``embedded``; ``mask`` ``(rows, seq, 1)`` is applied after."""

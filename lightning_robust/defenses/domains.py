@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_robust.defenses.base import Batch, Defense, Step
-from lightning_robust.defenses.batches import domains_of, take_rows
+from lightning_robust.defenses.batches import domains_of, labelled_rows, take_rows
 from lightning_robust.errors import ConfigError
 
 UNKNOWN = -1
@@ -35,16 +35,16 @@ def check_domains(defense: Defense, trainer: Trainer) -> None:
 class ComparesDomains(Defense):
     """What the defenses have in common that read each row's domain.
 
-    Warns after the first epoch where no batch had two domains: there was nothing to compare.
+    Warns after the first epoch where no batch had two known domains: there was nothing to compare.
     """
 
     domain_key: str | int
-    _most_domains = 0
+    _most_domains: int | None = None
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().check(trainer, pl_module)
         check_domains(self, trainer)
-        self._most_domains = 0
+        self._most_domains = None
 
     def read_domains(self, batch: Batch) -> Tensor:
         """Return each row's domain ``(batch,)``, on the CPU.
@@ -53,13 +53,14 @@ class ComparesDomains(Defense):
             ConfigError: If the batch does not hold domains, or not one for each row.
         """
         domains = domains_of(batch, self.domain_key).cpu()
-        self._most_domains = max(self._most_domains, len(torch.unique(domains[domains != UNKNOWN])))
+        self._most_domains = max(self._most_domains or 0, len(torch.unique(domains[domains != UNKNOWN])))
         return domains
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._most_domains == 1 and trainer.current_epoch == 0:
+        if self._most_domains in (0, 1) and trainer.current_epoch == 0:
+            held = "more than one" if self._most_domains else f"a known one (all are {UNKNOWN})"
             rank_zero_warn(
-                f"{type(self).__name__} compares domains, but no batch of this epoch held more than one: it had nothing "
+                f"{type(self).__name__} compares domains, but no batch of this epoch held {held}: it had nothing "
                 "to do. Mix the domains in each batch (balance_domains=True of TextDataModule, DomainBalancedSampler)."
             )
 
@@ -85,8 +86,9 @@ class DomainDefense(ComparesDomains):
     """Base of the defenses that weigh the training domains' losses against each other.
 
     A subclass says what the loss is, given each domain's (`combine`). Rows of unknown domain (-1) are
-    compared with no others: they train on their plain loss, by their share of the batch. One inside another
-    one would see one domain at a time, and is refused when fit starts.
+    compared with no others: they train on their plain loss, by their share of the batch. Domains of which a batch
+    holds no labelled row, whose mean loss would be 0 / 0, are left out of it. One inside another one would see one
+    domain at a time, and is refused when fit starts.
 
     Args:
         domain_key: Where a batch holds its rows' domains: a dict key or a tuple index.
@@ -94,6 +96,8 @@ class DomainDefense(ComparesDomains):
 
     aim = "ood"
     needs: ClassVar[tuple[str, ...]] = ("domains",)
+    label_key: str | int = "labels"
+    """Where a batch may hold its rows' classes."""
 
     def __init__(self, domain_key: str | int = "domain") -> None:
         super().__init__()
@@ -112,24 +116,30 @@ class DomainDefense(ComparesDomains):
         unknown = risks.pop(UNKNOWN, None)
         if unknown is None or not risks:
             return self.combine(risks) if unknown is None else unknown
-        share = float((domains_of(batch, self.domain_key) == UNKNOWN).double().mean())
+        domains = domains_of(batch, self.domain_key).cpu()
+        share = float((domains[self.counted_rows(batch, domains)] == UNKNOWN).double().mean())
         return (1 - share) * self.combine(risks) + share * unknown
 
     def domain_risks(self, step: Step, batch: Batch) -> dict[int, Tensor]:
         """Return each domain's mean loss, for the domains that are in this batch, the unknown one (-1) included.
 
-        A batch with one domain is one call of ``step``, on the whole batch.
+        A batch with one domain is one call of ``step``, on the whole batch, as is one without any label.
 
         Raises:
             ConfigError: If the batch does not hold domains, or not one for each row.
         """
         domains = self.read_domains(batch)
-        present = torch.unique(domains).tolist()
-        if len(present) == 1:
-            return {present[0]: step(batch)}
+        counted = torch.unique(domains[self.counted_rows(batch, domains)]).tolist()
+        if len(torch.unique(domains)) == 1 or not counted:
+            return {counted[0] if counted else UNKNOWN: step(batch)}
         risks = {}
-        for domain in present:
+        for domain in counted:
             rows = torch.nonzero(domains == domain).flatten()
             with self.chain.on_rows(rows):
                 risks[domain] = step(take_rows(batch, rows))
         return risks
+
+    def counted_rows(self, batch: Batch, domains: Tensor) -> Tensor:
+        """Return which rows ``(batch,)`` are of ``domains`` with a labelled row in the batch, on the CPU."""
+        labelled = labelled_rows(batch, self.label_key)
+        return torch.isin(domains, domains if labelled is None else domains[labelled])

@@ -21,6 +21,7 @@ from lightning_robust.defenses.texts import (
     encode_like,
     length_limit,
     needed_tokenizer,
+    row_limit,
     row_randoms,
     texts_of,
     training_texts,
@@ -90,6 +91,8 @@ class EDA(Defense):
         self._synonyms_of: SynonymsOf = wordnet.synonyms
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.share == 0:
+            return
         self._tokenizer = needed_tokenizer(self, pl_module, self.tokenizer)
         self._max_length = length_limit(trainer, pl_module, self._tokenizer)
         self._training = training_texts(trainer)
@@ -114,8 +117,9 @@ class EDA(Defense):
                 changed[row] = _changed(texts[row], operations, rng)
         if changed == texts:
             return step(batch)
+        limit = row_limit(batch, texts, self._tokenizer, self._max_length)
         with self.chain.perturbing():
-            return step(encode_like(batch, changed, self._tokenizer, self._max_length, self.text_key))
+            return step(encode_like(batch, changed, self._tokenizer, limit, self.text_key))
 
     def _operations(self) -> list[Operation]:
         rated: list[tuple[float, Operation]] = [

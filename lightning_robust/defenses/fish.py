@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_robust.defenses.base import Batch, Step
-from lightning_robust.defenses.batches import take_rows
+from lightning_robust.defenses.batches import labelled_rows, take_rows
 from lightning_robust.defenses.checks import check_inner_gradients, expect
 from lightning_robust.defenses.domains import DomainDefense
+from lightning_robust.defenses.lp_ft import LPFT
 from lightning_robust.defenses.weight_space import check_alone, inner_gradients
 from lightning_robust.errors import ConfigError
 
@@ -26,9 +27,9 @@ class Fish(DomainDefense):
     The domains of the batch come in random order, and each step is with the module's own optimizer and the
     trainer's gradient clipping; the last one is Lightning's. To first order this follows the mean gradient plus
     the gradient of the inner products between the domains' gradients. Momentum and Adam's moments see
-    every step; learning-rate schedules, ``global_step`` and the hooks around the optimizer see one per batch.
-    A batch with one domain is a plain step of which ε is kept. Mix the domains in every batch. Rows of unknown
-    domain (-1) are one more domain.
+    every step; learning-rate schedules, ``global_step`` and the hooks around the optimizer see one per batch,
+    but for LPFT's. A batch with one domain is a plain step of which ε is kept. Mix the domains in every batch.
+    Rows of unknown domain (-1) are one more domain; domains without a labelled row take no step.
 
     Under DDP the gradient of each domain's step is the mean over that domain's rows on all processes,
     whichever of them hold it.
@@ -72,13 +73,17 @@ class Fish(DomainDefense):
         if self.epsilon == 0:
             return step(batch)
         domains = self.read_domains(batch)
-        shares = self._shares(Counter(domains.tolist()))
+        counted = self.counted_rows(batch, domains)
+        shares = self._shares(Counter(domains[counted].tolist()))
+        if not shares:  # no label in the batch
+            return step(batch)
         self._start = [(p, p.detach().clone()) for p in self._weights()]
         try:
             for domain in list(shares)[:-1]:
-                self._step(step, batch, domains == domain, shares[domain])
+                self._step(step, batch, counted & (domains == domain), shares[domain])
             last = list(shares)[-1]
-            return self._loss(step, batch, domains == last, shares[last] * self.chain.trainer.world_size)
+            share = shares[last] * self.chain.trainer.world_size
+            return self._loss(step, batch, counted & (domains == last), share)
         except BaseException:  # a skipped batch among them: no optimizer step follows
             self._put_back()
             raise
@@ -100,12 +105,14 @@ class Fish(DomainDefense):
         return {domain: mine[domain] / total[domain] for domain in (present[i] for i in order.tolist())}
 
     def _loss(self, step: Step, batch: Batch, here: Tensor, share: float) -> Tensor:
-        """The mean loss of the rows that are ``here``, times ``share``; of any row and 0 where there are none."""
+        """The mean loss of the rows that are ``here``, times ``share``; of another row and 0 where there are none."""
         if bool(here.all()):
             return step(batch) if share == 1 else step(batch) * share
         if not bool(here.any()):
-            with self.chain.perturbing(), self.chain.on_rows(torch.tensor([0])):
-                return step(take_rows(batch, torch.tensor([0]))) * 0.0
+            labelled = labelled_rows(batch, self.label_key)
+            other = torch.tensor([0]) if labelled is None else labelled.int().argmax().reshape(1)
+            with self.chain.perturbing(), self.chain.on_rows(other):
+                return step(take_rows(batch, other)) * 0.0
         rows = torch.nonzero(here).flatten()
         with self.chain.on_rows(rows):
             loss = step(take_rows(batch, rows))
@@ -119,6 +126,9 @@ class Fish(DomainDefense):
             if gradient is not None and trainer.world_size > 1:
                 torch.distributed.all_reduce(gradient)
             weight.grad = gradient
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LPFT):
+                callback.on_before_optimizer_step(trainer, self.chain.module, optimizer)
         self.chain.module.configure_gradient_clipping(
             optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
         )

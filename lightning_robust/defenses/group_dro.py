@@ -26,7 +26,7 @@ class GroupDRO(DomainDefense):
 
     Where a batch lacks domains, the sum is that of the others times ``known / present``: parts of a batch, on
     several processes or accumulated, then add up to what the whole gives. Rows of unknown domain (-1) train on
-    their plain loss. The weights are logged as ``group_dro/<domain>``.
+    their plain loss; a domain without a labelled row is absent. The weights are logged as ``group_dro/<domain>``.
 
     Source: Sagawa et al. 2020, arXiv 1911.08731 (algorithm 1), whose code has no factor for absent domains,
     and an optional adjustment by group size that is left out.

@@ -7,11 +7,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_robust.defenses.base import Batch, Step
-from lightning_robust.defenses.batches import domains_of
+from lightning_robust.defenses.batches import UNLABELLED, domains_of
 from lightning_robust.defenses.checks import expect
 from lightning_robust.defenses.domains import UNKNOWN, DomainDefense
 from lightning_robust.defenses.head import ClassifierHead, Pass
-from lightning_robust.defenses.row_losses import UNLABELLED, classes_of
+from lightning_robust.defenses.row_losses import classes_of
 
 
 class IRM(DomainDefense):
@@ -19,7 +19,8 @@ class IRM(DomainDefense):
 
     The derivative is that of cross-entropy, the mean over the domain's rows of ``Σ_c p_c f_c − f_label``; R_d is
     the module's own loss. A batch with one domain has that domain's penalty only. Rows of unknown domain (-1)
-    train on their plain loss. Mix the domains in every batch.
+    train on their plain loss; domains without a labelled row in the batch do not count in it. Mix the domains in
+    every batch.
 
     Source: Arjovsky et al. 2019, arXiv 1907.02893 (IRMv1). As in its code, the penalty is squared on the same rows
     and, where λ > 1, the loss is divided by λ. DomainBed multiplies the derivatives of two halves of the rows, does not

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,10 +11,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_robust.defenses.base import Batch, Defense, Step
-from lightning_robust.defenses.batches import _holds, batch_size
-from lightning_robust.defenses.checks import expect
+from lightning_robust.defenses.batches import UNLABELLED, _holds, batch_size
+from lightning_robust.defenses.checks import check_epochs, expect
 from lightning_robust.defenses.head import ClassifierHead, Pass, Seen
 from lightning_robust.defenses.row_losses import classes_of, cross_entropies, mean_over_rows
+from lightning_robust.defenses.weight_averaging import WeightAveraging
 from lightning_robust.errors import ConfigError
 
 
@@ -26,8 +27,8 @@ class JTT(Defense):
     step's loss L is the mean cross-entropy CE, this is the mean of w · CE.
 
     Both stages are one fit: ``max_epochs`` counts both, the learning rate's schedule goes on, and the optimizers'
-    state starts anew with the weights (trainable ones and buffers). A checkpoint from the first stage, which the best
-    one of the run may be, is an undefended model.
+    state starts anew with the weights (trainable ones and buffers), as does a WeightAveraging beside it. A checkpoint
+    from the first stage, which the best one of the run may be, is an undefended model.
 
     Source: Liu et al. 2021, arXiv 2107.09044. There the model at the end of the first stage classifies the training
     set once more; here errors are those made while training in the last epoch of the first stage (in a batch's plain
@@ -35,7 +36,8 @@ class JTT(Defense):
     repeated ``upweight`` times, which makes epochs longer; here they are weighted.
 
     Rows are told apart by ``id_key``; where a batch does not hold it, by their label and tokens (``input_ids`` as far
-    as ``attention_mask`` goes). A row that the first stage did not see counts as classified correctly.
+    as ``attention_mask`` goes). A row that the first stage did not see counts as classified correctly, as do unlabelled
+    ones and those that a defense adds to the batch.
 
     Args:
         identification_epochs: Of the first stage; 0 is training without the defense.
@@ -78,16 +80,17 @@ class JTT(Defense):
         self._keys: list[str] = []
         self._settled: set[str] = set()
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.current_epoch == 0:
+            # Another training; that of a checkpoint is restored after this hook.
+            self._start, self._wrong, self._retraining = None, {}, False
+
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.identification_epochs == 0:
             return
         self._head = ClassifierHead(pl_module, self.head)
-        epochs = trainer.max_epochs
-        if epochs is not None and 0 <= epochs <= self.identification_epochs and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ConfigError(
-                f"Expected `max_epochs` to be more than identification_epochs={self.identification_epochs}, after which "
-                f"JTT starts anew, but got {epochs}."
-            )
+        first = self.identification_epochs
+        check_epochs(trainer, first, f"identification_epochs={first}, after which JTT starts anew")
 
     # Stages -------------------------------------------------------------------------------------
 
@@ -95,11 +98,8 @@ class JTT(Defense):
         if self.identification_epochs == 0:
             return
         if trainer.global_step == 0 and trainer.current_epoch == 0:
-            self._wrong, self._retraining = {}, False
-            self._start = {
-                "weights": {name: value.detach().cpu().clone() for name, value in _weights(pl_module)},
-                "optimizers": [_copied(optimizer.state_dict()["state"]) for optimizer in trainer.optimizers],
-            }
+            optimizers = [_copied(optimizer.state_dict()["state"]) for optimizer in trainer.optimizers]
+            self._start = {"weights": {}, "optimizers": optimizers}
         elif self._start is None and not self._retraining:
             raise ConfigError(
                 "Expected JTT to train from the first step on, but training goes on from a checkpoint that was made "
@@ -115,6 +115,11 @@ class JTT(Defense):
         if trainer.current_epoch >= self.identification_epochs and not self._retraining:
             self._gather(trainer)
             self._restart(trainer, pl_module)
+        if self._start is not None:
+            # Each batch anew: layers may be unfrozen at any time.
+            for name, value in _weights(pl_module):
+                if name not in self._start["weights"]:
+                    self._start["weights"][name] = _copied(value)
         if self._identifies(trainer) and batch_idx == 0:
             self._wrong = {}
         if self._retraining or self._identifies(trainer):
@@ -125,12 +130,16 @@ class JTT(Defense):
 
     def _restart(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._start is not None
+        now = dict([*pl_module.named_parameters(), *pl_module.named_buffers()])
         with torch.no_grad():
-            for name, value in _weights(pl_module):
-                value.copy_(self._start["weights"][name])
+            for name, value in self._start["weights"].items():
+                now[name].copy_(value)
         for optimizer, state in zip(trainer.optimizers, self._start["optimizers"], strict=True):
             # The groups, and with them the learning rates, go on.
             optimizer.load_state_dict({**optimizer.state_dict(), "state": _copied(state)})
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):
+                callback.reset()
         self._start, self._retraining = None, True
         share = sum(self._wrong.values()) / max(1, len(self._wrong))
         pl_module.log("jtt/error_share", share, sync_dist=True, batch_size=1)
@@ -169,13 +178,14 @@ class JTT(Defense):
 
     def _note_errors(self, keys: list[str], labels: Tensor, seen: Seen) -> None:
         first = seen.passes()[0]
-        predicted = first.logits.detach().argmax(-1).cpu()
-        wrong = (predicted != labels.cpu()[first.rows]).tolist()
-        for row, is_wrong in zip(first.rows.tolist(), wrong, strict=True):
-            if keys[row] not in self._settled:
-                self._wrong[keys[row]] = is_wrong
+        predicted, own = first.logits.detach().argmax(-1).cpu(), labels.cpu()[first.rows]
+        places = self._places(len(keys))
+        for row, guess, label in zip(first.rows.tolist(), predicted.tolist(), own.tolist(), strict=True):
+            if label == UNLABELLED or places[row] >= len(self._keys) or keys[row] in self._settled:
+                continue
+            self._wrong[keys[row]] = guess != label
         if not self.chain.perturbations:
-            self._settled.update(keys[row] for row in first.rows.tolist())
+            self._settled.update(keys[row] for row in first.rows.tolist() if places[row] < len(self._keys))
 
     def _weights_of(self, keys: list[str]) -> Tensor:
         wrong = sum(self._wrong.values())
@@ -185,10 +195,14 @@ class JTT(Defense):
 
     def _keys_of_call(self, batch: Batch) -> list[str]:
         # Those of the batch as it was loaded: a defense around this one may have changed its tokens.
-        rows = self.chain.rows_since(0)
-        if max(rows or (batch_size(batch) - 1,)) >= len(self._keys):  # it added rows
-            return self._keys_of(batch)
-        return [self._keys[row] for row in rows or range(batch_size(batch))]
+        places = self._places(batch_size(batch))
+        known = len(self._keys)
+        new = self._keys_of(batch) if max(places) >= known else []  # it added rows
+        return [self._keys[place] if place < known else new[row] for row, place in enumerate(places)]
+
+    def _places(self, size: int) -> Sequence[int]:
+        """Where the ``size`` rows of a call stand in the loaded batch, those that a defense added behind it."""
+        return self.chain.rows_since(0) or range(size)
 
     def _keys_of(self, batch: Batch) -> list[str]:
         if _holds(batch, self.id_key):

@@ -7,8 +7,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_robust.defenses.base import Batch, Defense, Step
+from lightning_robust.defenses.batches import labelled_rows
 from lightning_robust.defenses.checks import expect
-from lightning_robust.defenses.head import ClassifierHead
+from lightning_robust.defenses.head import ClassifierHead, Pass
 from lightning_robust.errors import ConfigError
 
 
@@ -16,7 +17,8 @@ class LabelSmoothing(Defense):
     """Minimise (1 − smoothing) · L + smoothing · U, where U is the cross-entropy with the uniform distribution.
 
     Where the loss L of the training step is a cross-entropy, this is the cross-entropy with smoothed labels;
-    whatever else L is made of is kept. U is the mean over rows and classes of −log p. No labels are needed.
+    whatever else L is made of is kept. U is the mean over rows and classes of −log p; unlabelled rows do not count
+    where the batch holds ``labels``, which it need not.
 
     Source: Szegedy et al. 2016, arXiv 1512.00567. Class weights in L do not apply to U.
 
@@ -49,13 +51,17 @@ class LabelSmoothing(Defense):
         assert self._head is not None
         with self._head.watch(self.chain) as seen:
             loss = step(batch)
-        uniform = torch.stack([_uniform_cross_entropy(each.logits) for each in seen.passes()]).mean()
+        labelled = labelled_rows(batch)
+        uniform = torch.stack([_uniform_cross_entropy(each, labelled) for each in seen.passes()]).mean()
         return (1 - self.smoothing) * loss + self.smoothing * uniform
 
 
-def _uniform_cross_entropy(logits: Tensor) -> Tensor:
+def _uniform_cross_entropy(seen: Pass, labelled: Tensor | None) -> Tensor:
+    logits = seen.logits
+    if labelled is not None:
+        logits = logits[labelled[seen.rows].to(logits.device)]
     if logits.shape[1] < 2:
         raise ConfigError(
             "Expected logits for 2 or more classes, which LabelSmoothing spreads labels over, but got 1."
         )
-    return -logits.log_softmax(-1).mean()
+    return -logits.log_softmax(-1).sum() / max(1, logits.numel())

@@ -10,8 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_robust.defenses.base import Defense
-from lightning_robust.defenses.checks import expect
+from lightning_robust.defenses.checks import check_epochs, expect
 from lightning_robust.defenses.head import ClassifierHead
+from lightning_robust.defenses.jtt import JTT
 from lightning_robust.errors import BackboneError, ConfigError
 from lightning_robust.modules.finding import huggingface_models, unwrapped
 
@@ -23,7 +24,8 @@ class LPFT(Defense):
     parameters are dropped before each optimizer step: nothing, weight decay included, moves them, and they gather no
     optimizer state. ``requires_grad`` stays as it is, so a step costs as much as any.
 
-    The head is what lies outside of the Hugging Face transformer, and its pooler.
+    The head is what lies outside of the Hugging Face transformer, and its pooler. With JTT, each of its two stages
+    begins with the head.
 
     Source: Kumar et al. 2022, arXiv 2202.10054. There the head is trained to the end on features without dropout; here
     both stages are one fit, with one optimizer and one learning rate schedule, and dropout as it is.
@@ -45,38 +47,48 @@ class LPFT(Defense):
         super().__init__()
         self.head_epochs = expect("head_epochs", head_epochs, at_least=0, whole=True)
         self.head = head
-        self._body: list[nn.Parameter] = []
+        self._head: list[nn.Parameter] = []
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.head_epochs == 0:
             return
-        head = {id(p) for p in _head_parameters(pl_module, self.head)}
+        self._head = list(_head_parameters(pl_module, self.head))
         trained = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
-        self._body = [p for p in trained.values() if id(p) not in head]
+        body = [p for p in self._body(pl_module) if p.requires_grad]
         name = type(pl_module).__name__
-        if len(self._body) == len(trained):
+        if len(body) == len(trained):
             raise ConfigError(
                 f"Expected the classification head of {name} to train, but only others do: "
                 f"{', '.join(list(trained)[:3])} and so on. Unfreeze the head, or leave LPFT out."
             )
-        if not self._body:
+        if not body:
             raise ConfigError(
                 f"Expected {name} to train more than its classification head, which LPFT trains first, but nothing "
                 "else trains. Unfreeze the transformer or add adapters, or leave LPFT out."
             )
-        epochs = trainer.max_epochs
-        if epochs is not None and 0 <= epochs <= self.head_epochs and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ConfigError(
-                f"Expected `max_epochs` to be more than head_epochs={self.head_epochs}, after which LPFT trains "
-                f"everything, but got {epochs}."
-            )
+        before = max(_beginnings(trainer))
+        of_jtt = f" + identification_epochs={before} of JTT" if before else ""
+        what = f"head_epochs={self.head_epochs}{of_jtt}, after which LPFT trains everything"
+        check_epochs(trainer, before + self.head_epochs, what)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if trainer.current_epoch < self.head_epochs:
-            for parameter in self._body:
+        epoch = trainer.current_epoch
+        if epoch - max(first for first in _beginnings(trainer) if first <= epoch) < self.head_epochs:
+            for parameter in self._body(pl_module):
                 parameter.grad = None
+
+    def _body(self, module: LightningModule) -> list[nn.Parameter]:
+        # Each time anew: layers may be unfrozen at any time.
+        head = {id(p) for p in self._head}
+        return [p for p in module.parameters() if id(p) not in head]
+
+
+def _beginnings(trainer: Trainer) -> list[int]:
+    """The epochs in which training begins: the first one, and that in which JTT goes back to the start."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [0, *(one.identification_epochs for one in callbacks if isinstance(one, JTT))]
 
 
 def _head_parameters(module: LightningModule, name: str | None) -> Iterator[nn.Parameter]:

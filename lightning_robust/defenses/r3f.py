@@ -20,7 +20,8 @@ class R3F(ConsistencyDefense):
     z is uniform in ±epsilon or N(0, epsilon²), drawn for each element. symKL is KL in both directions, added.
 
     Source: Aghajanyan et al. 2020, arXiv 2008.03156. Its code adds noise to special tokens and padding, too,
-    and the noisy pass gives the embeddings no gradient; here it does.
+    and the noisy pass gives the embeddings no gradient; here it does. Noise of 1e-5 needs embeddings in float32: in
+    bfloat16 (``bf16-true``, not ``bf16-mixed``) most of it is rounded away, of which fit warns.
 
     Args:
         weight: Of symKL (λ); 0 is training without the defense.
@@ -57,6 +58,9 @@ class R3F(ConsistencyDefense):
     @property
     def is_off(self) -> bool:
         return self.epsilon == 0 or super().is_off
+
+    def noise_size(self, embeddings: Tensor) -> float:
+        return self.epsilon
 
     def start(self, embedded: Tensor, mask: Tensor) -> Tensor:
         if self.noise == "normal":

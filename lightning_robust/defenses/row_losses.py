@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_robust.defenses.batches import labels_of
+from lightning_robust.defenses.batches import UNLABELLED, labels_of
 from lightning_robust.defenses.head import Pass, Seen
 from lightning_robust.errors import ConfigError
-
-UNLABELLED = -100
-"""The label of rows that PyTorch's and Hugging Face's losses leave out."""
 
 
 def classes_of(batch: object, key: str | int) -> Tensor:

@@ -49,6 +49,9 @@ class SIFT(SMART):
     ) -> None:
         super().__init__(weight, num_steps, step_size, noise, embeddings, head, seed)
 
+    def noise_size(self, embeddings: Tensor) -> float:
+        return self.noise * float(embeddings.std())
+
     def start(self, embedded: Tensor, mask: Tensor) -> Tensor:
         return _deviation(embedded, mask) * super().start(embedded, mask)
 

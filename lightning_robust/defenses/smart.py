@@ -17,7 +17,8 @@ class SMART(ConsistencyDefense):
 
     Source: Jiang et al. 2020, arXiv 1911.03437. Its code climbs KL(f(e) ‖ f(e + δ)) and divides the gradient by
     each token's largest absolute value; here the steps climb what is minimised and are normalised in L2, and δ is
-    as long as noise and steps make it. Its Bregman proximal point part is not included.
+    as long as noise and steps make it. Its Bregman proximal point part is not included. Noise of 1e-5 needs
+    embeddings in float32: in bfloat16 (``bf16-true``, not ``bf16-mixed``) most of it is rounded away, of which fit warns.
 
     Args:
         weight: Of symKL; 0 is training without the defense.
@@ -48,6 +49,9 @@ class SMART(ConsistencyDefense):
         super().__init__(weight=weight, num_steps=num_steps, embeddings=embeddings, head=head, seed=seed)
         self.step_size = expect("step_size", step_size, at_least=0)
         self.noise = expect("noise", noise, above=0)
+
+    def noise_size(self, embeddings: Tensor) -> float:
+        return self.noise
 
     def start(self, embedded: Tensor, mask: Tensor) -> Tensor:
         return self.noise * self.normal(embedded, mask)

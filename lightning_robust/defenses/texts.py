@@ -60,6 +60,25 @@ def length_limit(trainer: Trainer, module: LightningModule, tokenizer: Any) -> i
     return min([stated, *(limit for limit in positions if isinstance(limit, int) and limit > 0)])
 
 
+def row_limit(batch: Batch, texts: Sequence[Text], tokenizer: Any, max_length: int) -> int:
+    """Return the number of tokens that a row of this batch may have, given what was cut when it was made.
+
+    Where a row holds only the beginning of its text, that is the longest row's; else ``max_length``.
+    """
+    rows = _token_rows(batch, tokenizer.pad_token_id)
+    whole = [one.input_ids for one in encode(tokenizer, texts, max_length)]
+    return max(map(len, rows)) if rows != whole and _are_tokens_of(rows, texts, tokenizer) else max_length
+
+
+def longest_row(batch: Batch, tokenizer: Any) -> int:
+    """Return the number of tokens in the longest row of a batch, without padding.
+
+    Raises:
+        ConfigError: If the batch is no dict with ``input_ids``.
+    """
+    return int((_ids_and_mask(batch, tokenizer.pad_token_id)[1] != 0).sum(1).max())
+
+
 def texts_of(
     batch: Batch, tokenizer: Any, training: Mapping[str, Text] | None = None, text_key: str = "text"
 ) -> list[Text]:
@@ -150,6 +169,11 @@ def row_randoms(chain: DefenseChain, seed: int, size: int) -> list[random.Random
 
 def _token_rows(batch: Batch, pad_token_id: int | None) -> list[list[int]]:
     """The ids of each row without its padding."""
+    pairs = zip(*(part.tolist() for part in _ids_and_mask(batch, pad_token_id)), strict=True)
+    return [[token for token, real in zip(*pair, strict=True) if real] for pair in pairs]
+
+
+def _ids_and_mask(batch: Batch, pad_token_id: int | None) -> tuple[Tensor, Tensor]:
     ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
     if not isinstance(ids, Tensor) or ids.ndim != 2:
         there = f"with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
@@ -161,8 +185,7 @@ def _token_rows(batch: Batch, pad_token_id: int | None) -> list[list[int]]:
     mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         mask = ids != pad_token_id if pad_token_id is not None else torch.ones_like(ids)
-    pairs = zip(ids.tolist(), mask.tolist(), strict=True)
-    return [[token for token, real in zip(*pair, strict=True) if real] for pair in pairs]
+    return ids, mask
 
 
 def _are_texts(value: Any, size: int) -> bool:
@@ -177,7 +200,7 @@ def _are_texts(value: Any, size: int) -> bool:
     )
 
 
-def _are_tokens_of(rows: list[list[int]], texts: list[Text], tokenizer: Any) -> bool:
+def _are_tokens_of(rows: list[list[int]], texts: Sequence[Text], tokenizer: Any) -> bool:
     # Truncated rows are the longest ones: this limit cuts the texts as they were cut.
     limit = max(map(len, rows))
     return rows == [one.input_ids for one in encode(tokenizer, texts, limit)]

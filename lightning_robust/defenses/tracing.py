@@ -35,8 +35,8 @@ class StepTrace:
 
     Of all passes, the first plain one (the batch itself, nothing perturbed) keeps its logs, its
     torchmetrics updates and its output; where there is none, the last one does. Calls on disjoint
-    rows of the batch form one pass: what they log is averaged, weighted by rows, and what a step returns for
-    each row beside its loss is put together in the order of rows.
+    rows of the batch form one pass: what they log is averaged, weighted by rows, or reduced as its ``reduce_fx``
+    says, and what a step returns for each row beside its loss is put together in the order of rows.
     """
 
     def __init__(self, module: LightningModule) -> None:
@@ -124,10 +124,18 @@ def _merged_logs(chosen: _Pass) -> Iterator[tuple[tuple[Any, ...], dict[str, Any
         value, options, _ = calls[-1]
         weights = [options.get("batch_size") or num_rows for _, options, num_rows in calls]
         if not isinstance(value, Metric):
-            value = sum(v * w for (v, _, _), w in zip(calls, weights, strict=True)) / sum(weights)
+            value = _reduced([v for v, _, _ in calls], weights, options.get("reduce_fx", "mean"))
         if "batch_size" in options:
             options = {**options, "batch_size": sum(weights)}
         yield (name, value), options
+
+
+def _reduced(values: list[Any], weights: list[int], reduce_fx: Any) -> Any:
+    """What Lightning makes of the values that parts of a batch log; the mean is weighted."""
+    name = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "")
+    if name.lower() in ("sum", "min", "max"):
+        return getattr(torch.stack([torch.as_tensor(v) for v in values]), name.lower())()
+    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
 
 
 def _read_states(metrics: list[Metric]) -> MetricStates:

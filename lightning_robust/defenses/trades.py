@@ -56,6 +56,9 @@ class TRADES(ConsistencyDefense):
     def is_off(self) -> bool:
         return self.epsilon == 0 or super().is_off
 
+    def noise_size(self, embeddings: Tensor) -> float:
+        return self.noise
+
     def start(self, embedded: Tensor, mask: Tensor) -> Tensor:
         return project_l2(self.noise * self.normal(embedded, mask) * mask, self.epsilon)
 

@@ -15,7 +15,7 @@ class VREx(DomainDefense):
 
     The variance is that of the domains in the batch (divided by their number), so a batch with a
     single domain trains on its plain loss. Mix the domains in every batch. Rows of unknown domain (-1) train
-    on their plain loss.
+    on their plain loss; domains without a labelled row in the batch do not count in it.
 
     Source: Krueger et al. 2021, arXiv 2003.00688; the warm-up and the population variance are those
     of DomainBed, which also resets Adam's state after the warm-up; here it goes on.

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_robust.defenses.checks import expect
+from lightning_robust.defenses.checks import check_epochs, expect
 from lightning_robust.defenses.evaluated_weights import EvaluatedWeights, Weights, _all, _parameters
 from lightning_robust.errors import ConfigError, did_you_mean
 
@@ -26,7 +26,8 @@ class WeightAveraging(EvaluatedWeights):
     gives the first step's weights 37 % after 1000 steps. Only weights that train are copied, in float32 where
     they are of half precision; Lightning's callback copies the whole model. Buffers (statistics of batch normalisation)
     stay those of training. The two factors of a LoRA adapter are averaged each by itself, as is the custom;
-    their product is not the average of the products. ``decay=0`` is training without the defense.
+    their product is not the average of the products. An EMA with ``decay=0``, updated after each step, is training
+    without the defense.
 
     Args:
         decay: d of the EMA.
@@ -36,7 +37,8 @@ class WeightAveraging(EvaluatedWeights):
         warmup: Whether the n-th update of the EMA uses at most d = (1 + n) / (10 + n).
 
     Raises:
-        ConfigError: If a setting is out of range; when fit starts, if there is another one.
+        ConfigError: If a setting is out of range; when fit starts, if there is another one, or training ends before
+            the first update.
     """
 
     turn = 0
@@ -67,6 +69,8 @@ class WeightAveraging(EvaluatedWeights):
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().check(trainer, pl_module)
+        start = self.start_epoch
+        check_epochs(trainer, start, f"start_epoch={start}, the first one that WeightAveraging counts")
         others = sum(isinstance(one, WeightAveraging) for one in _all(trainer))
         if others > 1:
             raise ConfigError(

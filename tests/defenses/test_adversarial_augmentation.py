@@ -22,6 +22,7 @@ from lightning_robust.defenses.base import Defense
 from lightning_robust.defenses.extra_rows import join_rows, rows_like
 from lightning_robust.defenses.freelb import FreeLB
 from lightning_robust.defenses.group_dro import GroupDRO
+from lightning_robust.defenses.jtt import JTT
 from lightning_robust.defenses.sam import SAM
 from lightning_robust.errors import ConfigError, RobustError
 from lightning_robust.modules.victim import find_victim
@@ -339,6 +340,21 @@ def test_one_pass_per_batch_is_counted(weight, tmp_path):
     assert counted[3::4] == [24, 24 + new]
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_jtt_weighs_adversarial_rows_as_what_they_are(weight, tmp_path):
+    asked = []
+
+    class Spy(JTT):
+        def _keys_of_call(self, batch):
+            keys = super()._keys_of_call(batch)
+            asked.append((len(keys), keys == self._keys_of(batch)))
+            return keys
+
+    train(PlainEncoder(), [plain(weight=weight), Spy(head="head")], tmp_path, max_epochs=2)
+    assert len({size for size, _ in asked}) > 1
+    assert all(are_its_own for _, are_its_own in asked)
+
+
 class AndFlipped(Defense):
     def training_loss(self, step, batch):
         clean = step(batch)
@@ -487,6 +503,32 @@ def test_a_foreign_project_needs_items_only(kind, lora, attack, tmp_path):
     assert sorted(rows) == sorted(
         (module.tokenizer(r["perturbed_text"])["input_ids"], r["label"], -1) for r in new
     )
+
+
+@pytest.mark.parametrize("cut_at", [6, None])
+def test_adversarial_rows_are_cut_where_the_loaded_ones_are(cut_at, tmp_path):
+    module, _, examples = project("bert", False)
+    lengths = []
+
+    def tokenized(part):
+        options = {"truncation": cut_at is not None, "max_length": cut_at}
+        batch = module.tokenizer([text for text, _ in part], padding=True, return_tensors="pt", **options)
+        return {**batch, "labels": torch.tensor([label for _, label in part])}
+
+    step = module.training_step
+    module.training_step = lambda batch, batch_idx: (
+        lengths.append(batch["attention_mask"].sum(1)),
+        step(batch, batch_idx),
+    )[1]
+    data = DataLoader(examples, batch_size=6, collate_fn=tokenized)
+    defense = AdversarialAugmentation(share=1.0, items=examples, progress=False)
+    train(module, [defense], tmp_path, data, max_epochs=2)
+    loaded, new = torch.cat(lengths[:3]), torch.cat([rows[6:] for rows in lengths[3:]])
+    assert len(new)
+    assert int(new.max()) == cut_at if cut_at else new.max() > loaded.max()
+    again = AdversarialAugmentation(share=1.0, items=examples, progress=False)
+    again.load_state_dict(defense.state_dict())
+    assert again.state_dict() == defense.state_dict()
 
 
 def test_the_data_modules_examples_are_attacked(tmp_path):
@@ -658,6 +700,12 @@ def test_what_is_missing_is_one_error_before_the_first_step(settings, message, t
     with pytest.raises(RobustError, match=message):
         train(module, [plain(**settings), GroupDRO()], tmp_path)
     assert not module.calls
+
+
+def test_training_that_ends_before_the_first_attack_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"max_epochs. to be more than clean_epochs=1, .*but got 1"):
+        train(PlainEncoder(), [plain()], tmp_path, max_epochs=1)
+    train(PlainEncoder(), [plain(share=0)], tmp_path, max_epochs=1)
 
 
 def test_a_loader_of_unknown_length_is_refused(tmp_path):

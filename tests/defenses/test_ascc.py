@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_robust.defenses.ascc import ASCC
+from lightning_robust.defenses.chain import DefenseChain
 from lightning_robust.defenses.freelb import FreeLB
 from lightning_robust.defenses.vrex import VREx
 from lightning_robust.errors import ConfigError
@@ -183,6 +184,18 @@ def test_at_most_max_synonyms():
     assert torch.allclose(module.passes[1][0, 1], table[[IDS["good"], IDS["fine"]]].mean(0))
 
 
+def test_the_ascent_in_float16_takes_the_gradient_of_the_scaled_loss(monkeypatch):
+    """No scaler runs on the CPU; a scale that would change Adam's steps stands in for it."""
+    gradients, climbed, ends = torch.autograd.grad, [], []
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, w: climbed.append(loss) or gradients(loss, w))
+    for scale in (1.0, 2.0**-40):
+        monkeypatch.setattr(DefenseChain, "loss_scale", scale)
+        ends.append(Reader().double())
+        fit(ends[-1], [ascc()], text_loader(), precision="64-true")
+    torch.testing.assert_close(climbed[len(climbed) // 2] * 2.0**40, climbed[0])
+    assert_same_weights(*ends)
+
+
 def test_composes_in_both_orders():
     for outer, inner in (
         (VREx(beta=0.0, warmup_beta=0.0), ascc()),
@@ -233,6 +246,7 @@ def test_synonyms_of_a_file_and_of_the_shared_neighbours(tmp_path, shared):
 def test_missing_parts_are_said_at_fit_start(tmp_path):
     with pytest.raises(ConfigError, match="`synonyms` to name a file"):
         fit(Reader(), [ascc(synonyms=str(tmp_path / "none.json"))], text_loader())
+    fit(Reader(), [ascc(weight=0, synonyms=str(tmp_path / "none.json"))], text_loader())
     with pytest.raises(ConfigError, match="none of the tokenizer's"):
         fit(Reader(), [ascc(synonyms={"good": ["motion picture"], "qqq": ["fine"]})], text_loader())
     with pytest.raises(ConfigError, match="ASCC works on words"):

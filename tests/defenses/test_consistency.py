@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -352,6 +353,24 @@ def test_of_a_fixed_target_only_one_graph_is_alive():
     plain, fixed, both = (most_held(d) for d in ([], [ALUM(head="head")], [TRADES(head="head")]))
     assert fixed < 1.5 * plain
     assert both > 1.6 * plain
+
+
+@pytest.mark.parametrize(
+    ("cls", "warns"), [(R3F, True), (SMART, True), (SIFT, False), (ALUM, False), (TRADES, False)]
+)
+def test_default_noise_that_half_precision_rounds_away_is_warned_of(cls, warns):
+    def messages(precision, **settings):
+        module = PlainEncoder()
+        with torch.no_grad():
+            module.embed.weight.mul_(0.1)  # as large as those of small language models
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(module, [cls(**settings, head="head")], precision=precision, max_epochs=1)
+        return [str(w.message) for w in caught if "rounded away" in str(w.message)]
+
+    assert len(messages("bf16-true")) == warns
+    assert not messages("bf16-mixed")
+    assert not messages("bf16-true", weight=0.0)
 
 
 @pytest.mark.parametrize("cls", ALL)

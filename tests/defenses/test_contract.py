@@ -319,6 +319,64 @@ def test_domains_that_never_meet_are_warned_of(name):
         assert len(messages) == warns
 
 
+def test_domains_that_are_all_unknown_are_warned_of():
+    data = DataLoader([{**row, "domain": torch.tensor(-1)} for row in rows()], batch_size=4)
+    with pytest.warns(UserWarning, match=r"VREx .* no batch of this epoch held a known one \(all are -1\)"):
+        fit(PlainEncoder(), [VREx()], data)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*compares domains")
+        fit(PlainEncoder(), [VREx(beta=0, warmup_beta=0)], data)
+
+
+@pytest.mark.parametrize("name", ["VREx", "GroupDRO", "IRM"])
+def test_domains_without_a_label_are_left_out_of_their_batch(name):
+    """There, labels of -100 are 0 / 0."""
+
+    class Unmeasured(PlainEncoder):
+        def training_step(self, batch, batch_idx):
+            logits = self(batch["input_ids"], batch["attention_mask"])
+            return nn.functional.cross_entropy(logits, batch["labels"])
+
+    settings = {"head": "head"} if name == "IRM" else {}
+    # Of four domains, -1 among them, two have labels, one of them on one row only.
+    whole = [{**b, "domain": torch.tensor([0, 1, 2, -1] * 2)} for b in loader(16, 8)]
+    for batch in whole:
+        batch["labels"][[2, 3, 6, 7, 5]] = -100
+    without = [{key: value[[0, 1, 4, 5]] for key, value in batch.items()} for batch in whole]
+    ours, theirs = Unmeasured().double(), Unmeasured().double()
+    for module, data in ((ours, whole), (theirs, without)):
+        fit(
+            module,
+            [defense_classes()[name](**settings)],
+            DataLoader(data, batch_size=None),
+            precision="64-true",
+        )
+    assert_same_weights(ours, theirs)
+    assert all(p.isfinite().all() for p in ours.parameters())
+
+
+@pytest.mark.parametrize("defenses", [[VREx()], [defense_classes()["Fish"]()]])
+@pytest.mark.parametrize("reduce_fx", ["sum", torch.sum, "min", torch.max, "mean"])
+def test_what_parts_of_a_batch_log_is_reduced_as_they_say(defenses, reduce_fx):
+    class Logs(PlainEncoder):
+        def training_step(self, batch, batch_idx):
+            first = batch["input_ids"][:, 0].float()
+            name = reduce_fx if isinstance(reduce_fx, str) else reduce_fx.__name__
+            self.log("first", getattr(first, name)(), reduce_fx=reduce_fx, on_step=False, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    plain, defended = (fit(Logs(), d, max_epochs=1).callback_metrics["first"] for d in ([], defenses))
+    torch.testing.assert_close(defended, plain)
+
+
+def test_a_users_own_arguments_mean_what_they_say():
+    class Own(Defense):
+        def __init__(self, layers: int = 2):
+            super().__init__()
+
+    assert Own(layers=3).settings == {"layers": 3}
+
+
 @pytest.mark.parametrize("name", ["VREx", "Fish"])
 def test_what_a_step_returns_for_each_row_is_put_together(name):
     class Returns(PlainEncoder):

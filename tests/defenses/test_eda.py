@@ -9,6 +9,7 @@ from collections import Counter
 import nltk
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lightning_robust.defenses import eda
 from lightning_robust.defenses.eda import EDA
@@ -160,6 +161,16 @@ def test_synonyms_of_a_file_and_of_wordnet(tmp_path, shared, monkeypatch):
         assert all(rows_of(a) != rows_of(b) for a, b in zip(text_loader(), module.seen, strict=True))
 
 
+def test_rows_stay_as_short_as_the_users_truncation_made_them():
+    def collate(texts):
+        encoded = toy_tokenizer()(texts, padding=True, truncation=True, max_length=5, return_tensors="pt")
+        return {**encoded, "labels": torch.arange(len(texts)) % 2, "text": texts}
+
+    module = Reader()
+    fit(module, [only("swap_rate")], DataLoader(TEXTS, batch_size=4, collate_fn=collate))
+    assert {batch["input_ids"].shape[1] for batch in module.seen} == {5}
+
+
 def test_missing_synonyms_are_said_at_fit_start(monkeypatch, tmp_path):
     def missing():
         raise ConfigError("NLTK's `wordnet` is not there.")
@@ -168,6 +179,7 @@ def test_missing_synonyms_are_said_at_fit_start(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="wordnet"):
         fit(Reader(), [EDA()], text_loader())
     fit(Reader(), [EDA(synonym_rate=0, insertion_rate=0)], text_loader())
+    fit(Reader(), [EDA(share=0)], text_loader())
     with pytest.raises(ConfigError, match="`synonyms` to name a file"):
         fit(Reader(), [EDA(synonyms=str(tmp_path / "none.json"))], text_loader())
 

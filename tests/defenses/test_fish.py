@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_robust.defenses.fish import Fish
+from lightning_robust.defenses.lp_ft import LPFT
 from lightning_robust.defenses.weight_averaging import WeightAveraging
 from lightning_robust.errors import ConfigError
 from tests.defenses.training import assert_same_weights, fit
@@ -219,6 +220,36 @@ def test_two_processes_train_like_one():
     one, two = train(1), train(2)
     assert not torch.equal(one.head.weight, Sharded().double().head.weight)
     assert_same_weights(two, one, rtol=1e-9, atol=1e-11)
+
+
+def test_no_inner_step_moves_what_lp_ft_holds_back():
+    module, held = Watched("adamw"), []
+    before = copy.deepcopy(module.state_dict())
+    module.on_train_epoch_end = lambda: held.append(copy.deepcopy(module.state_dict()))
+    fit(module, [LPFT(head="head"), Fish()])
+    for name in ("embed.weight", "hidden.weight"):
+        assert torch.equal(held[0][name], before[name])
+        assert not torch.equal(held[1][name], before[name])
+    assert not torch.equal(held[0]["head.weight"], before["head.weight"])
+
+
+class Unmeasured(Watched):
+    """Its accuracy would not take a label of -100."""
+
+    def training_step(self, batch, batch_idx):
+        self.order[-1].append(batch["domain"].unique().tolist())
+        logits = self(batch["input_ids"], batch["attention_mask"])
+        return nn.functional.cross_entropy(logits, batch["labels"])
+
+
+def test_domains_without_a_label_take_no_step():
+    ours = Unmeasured().double()
+    theirs = copy.deepcopy(ours)
+    data = [{**b, "labels": torch.where(b["domain"] == 2, -100, b["labels"])} for b in loader(16, 8)]
+    fit(ours, [Fish()], DataLoader(data, batch_size=None), precision="64-true")
+    assert {len(calls) for calls in ours.order} == {2}
+    by_hand(theirs, data, ours.order, optimizer="sgd", epsilon=0.5)
+    assert_same_weights(ours, theirs)
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, 1.1, float("nan")])

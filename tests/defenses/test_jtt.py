@@ -13,8 +13,10 @@ from lightning_robust.defenses.base import Defense
 from lightning_robust.defenses.freelb import FreeLB
 from lightning_robust.defenses.jtt import JTT
 from lightning_robust.defenses.vrex import VREx
+from lightning_robust.defenses.weight_averaging import WeightAveraging
 from lightning_robust.errors import ConfigError
 from tests.callbacks.test_foreign_project import HuggingFaceProject, batches
+from tests.defenses.test_lp_ft import OnlyTrainable, UnfreezesLate
 from tests.defenses.training import assert_same_weights, fit
 from tests.foreign import PlainEncoder, rows
 
@@ -130,6 +132,36 @@ def test_the_optimizers_state_is_the_first_one_again():
     assert_same_weights(twice, once, rtol=1e-6, atol=1e-7)
 
 
+def test_an_average_of_the_weights_begins_anew_with_them():
+    class Ends(Callback):
+        def __init__(self):
+            self.weights = []
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.is_last_batch:
+                self.weights.append(pl_module.head.weight.detach().clone())
+
+    module, ends = PlainEncoder(), Ends()
+    fit(module, [WeightAveraging(mode="swa"), jtt(), ends], max_epochs=3)
+    torch.testing.assert_close(module.head.weight.detach(), (ends.weights[1] + ends.weights[2]) / 2)
+
+
+@pytest.mark.parametrize("first_stage", [1, 2])
+def test_layers_may_be_unfrozen_within_a_stage_or_between(first_stage):
+    """They train from the second epoch on; after the restart all weights are the first ones."""
+    module, restarted = OnlyTrainable(), []
+    start = copy.deepcopy(module.state_dict())
+
+    class Restart(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *args):
+            if trainer.current_epoch == first_stage and not restarted:
+                restarted.append(copy.deepcopy(pl_module.state_dict()))
+
+    fit(module, [jtt(identification_epochs=first_stage), UnfreezesLate(), Restart()], max_epochs=3)
+    assert all(torch.equal(restarted[0][name], start[name]) for name in start if "accuracy" not in name)
+    assert not torch.equal(module.embed.weight, start["embed.weight"])
+
+
 def test_share_of_errors_is_logged():
     seen, module = Seen(), PlainEncoder()
     wrong = []
@@ -200,12 +232,25 @@ def test_rows_are_the_loaded_ones_whatever_a_defense_does_to_their_tokens():
     assert len(known) == 16
 
 
-def test_rows_that_a_defense_adds_are_known_by_what_they_are():
+def test_unlabelled_rows_are_no_errors():
+    class Unmeasured(PlainEncoder):
+        def training_step(self, batch, batch_idx):
+            logits = self(batch["input_ids"], batch["attention_mask"])
+            return nn.functional.cross_entropy(logits, batch["labels"])
+
+    data = [{**b, "labels": torch.tensor([*b["labels"][:3], -100])} for b in shuffled(True)]
+    defense = jtt()
+    fit(Unmeasured(), [defense], DataLoader(data, batch_size=None))
+    assert set(defense.state_dict()["wrong"]) == {name for batch in data for name in batch["ids"][:3]}
+
+
+@pytest.mark.parametrize("same_ids", [True, False])
+def test_rows_that_a_defense_adds_leave_no_mark_on_the_others(same_ids):
     class Adds(Defense):
         def training_loss(self, step, batch):
             new = {**batch, "input_ids": batch["input_ids"].flip(0), "labels": batch["labels"].flip(0)}
             new["attention_mask"] = batch["attention_mask"].flip(0)
-            new["ids"] = [f"new {name}" for name in reversed(batch["ids"])]
+            new["ids"] = [name if same_ids else f"new {name}" for name in reversed(batch["ids"])]
             more = {
                 key: [*v, *new[key]] if key == "ids" else torch.cat([v, new[key]]) for key, v in batch.items()
             }
@@ -213,8 +258,28 @@ def test_rows_that_a_defense_adds_are_known_by_what_they_are():
 
     plain = errors_of(jtt())
     for inner in ([], [VREx()]):
-        found = errors_of(jtt(), Adds(), *inner)
-        assert found == plain | {f"new {key}": wrong for key, wrong in plain.items()}
+        assert errors_of(jtt(), Adds(), *inner) == plain
+
+
+def test_rows_behind_the_loaded_ones_are_known_by_what_they_are():
+    class Adds(Defense):
+        def training_loss(self, step, batch):
+            loss = step(batch)
+            number = len(batch["ids"])
+            changed = {**batch, "ids": [f"new {name}" for name in batch["ids"]]}
+            with self.chain.perturbing(), self.chain.on_rows(torch.arange(number, 2 * number)):
+                return loss + step(changed)
+
+    asked = []
+
+    class Spy(JTT):
+        def _weights_of(self, keys):
+            asked.append(keys)
+            return super()._weights_of(keys)
+
+    fit(PlainEncoder(), [Spy(head="head"), Adds()], shuffled(True))
+    assert len(asked) == 8
+    assert all([f"new {key}" for key in a] == b for a, b in zip(asked[::2], asked[1::2], strict=True))
 
 
 @pytest.mark.parametrize("outer", [FreeLB, VREx])
@@ -339,6 +404,19 @@ def test_a_second_fit_starts_anew():
     fit(first, [defense], shuffled(True), max_epochs=3)
     fit(second, [defense], shuffled(True), max_epochs=3)
     assert_same_weights(second, first, rtol=0, atol=0)
+
+
+def test_a_second_fit_keeps_nothing_of_the_first(tmp_path):
+    """Nor when it goes on from a checkpoint that was made without the defense."""
+    defense = jtt()
+    fit(PlainEncoder(), [], shuffled(True), max_epochs=1).save_checkpoint(tmp_path / "plain.ckpt")
+    fit(PlainEncoder(), [defense], shuffled(True))
+    again = Trainer(
+        accelerator="cpu", callbacks=[defense], max_epochs=2, logger=False, enable_checkpointing=False
+    )
+    with pytest.raises(ConfigError, match="goes on from a checkpoint that was made without it"):
+        again.fit(PlainEncoder(), shuffled(True), ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
+    assert not defense.state_dict()["wrong"]
 
 
 def test_only_what_trains_goes_back():

@@ -123,13 +123,14 @@ class Unmeasured(PlainEncoder):
         return nn.functional.cross_entropy(logits, batch["labels"])
 
 
-def test_unlabelled_rows_count_for_nothing():
+@pytest.mark.parametrize("defense", [LabelSmoothing(0.3, head="head"), FocalLoss(head="head")])
+def test_unlabelled_rows_count_for_nothing(defense):
     labelled = torch.arange(4) < 3
     partly = [{**b, "labels": torch.where(labelled, b["labels"], -100)} for b in loader()]
     short = [{key: values[:3] for key, values in b.items()} for b in loader()]
     ours, theirs = Unmeasured().double(), Unmeasured().double()
     for module, data in ((ours, partly), (theirs, short)):
-        fit(module, [FocalLoss(head="head")], DataLoader(data, batch_size=None), precision="64-true")
+        fit(module, [copy.copy(defense)], DataLoader(data, batch_size=None), precision="64-true")
     assert_same_weights(ours, theirs)
 
 

@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint
 from torch import nn
 
 from lightning_robust.defenses.freelb import FreeLB
+from lightning_robust.defenses.jtt import JTT
 from lightning_robust.defenses.lp_ft import LPFT
 from lightning_robust.errors import ConfigError
 from tests.attacks.tiny import tiny_model
@@ -169,6 +170,45 @@ def test_composes():
     assert torch.equal(after.weights[0]["embed.weight"], embedded)
     assert not torch.equal(both.embed.weight, embedded)
     assert not torch.allclose(both.head.weight, alone.head.weight, atol=1e-4)
+
+
+def test_with_jtt_the_head_comes_first_again_after_the_restart():
+    module, after = Decayed(), After()
+    start = {n: p.detach().clone() for n, p in module.named_parameters()}
+    fit(module, [lp_ft(), JTT(2, head="head"), after], max_epochs=4)
+    moved = [{n for n in start if not torch.equal(weights[n], start[n])} for weights in after.weights]
+    assert moved == [set(HEAD), set(start), set(HEAD), set(start)]
+    with pytest.raises(
+        ConfigError, match=r"head_epochs=1 \+ identification_epochs=2 of JTT, after.* but got 3"
+    ):
+        fit(Decayed(), [lp_ft(), JTT(2, head="head")], max_epochs=3)
+
+
+class UnfreezesLate(BaseFinetuning):
+    """Unfreezes the embeddings in the second epoch."""
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.embed)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.embed, optimizer)
+
+
+class OnlyTrainable(PlainEncoder):
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+
+def test_what_is_unfrozen_within_the_first_stage_waits_for_its_end():
+    module, after = OnlyTrainable(), After()
+    embedded = module.embed.weight.detach().clone()
+    fit(module, [lp_ft(head_epochs=2), UnfreezesLate(), after], max_epochs=3)
+    assert [torch.equal(weights["embed.weight"], embedded) for weights in after.weights] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_resumes_exactly_in_either_stage(tmp_path):

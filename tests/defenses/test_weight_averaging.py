@@ -140,11 +140,10 @@ def test_half_precision_weights_are_averaged_in_float32():
     assert module.head.weight.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("settings", [{"decay": 0.0}, {"start_epoch": 100}])
-def test_zero_strength_is_plain_training(settings):
+def test_zero_strength_is_plain_training():
     plain, defended = PlainEncoder(), PlainEncoder()
     fit(plain, [])
-    fit(defended, [WeightAveraging(**settings)], val=loader())
+    fit(defended, [WeightAveraging(decay=0.0)], val=loader())
     assert same(weights_of(defended), weights_of(plain))
 
 
@@ -350,6 +349,12 @@ def test_together_the_average_is_interpolated_whatever_the_order(order, tmp_path
 def test_two_averages_are_refused():
     with pytest.raises(ConfigError, match="Expected one WeightAveraging, but got 2"):
         fit(PlainEncoder(), [WeightAveraging(), WeightAveraging(decay=0.5)])
+
+
+def test_training_that_ends_before_the_first_update_is_refused():
+    with pytest.raises(ConfigError, match=r"max_epochs. to be more than start_epoch=3, .*but got 3"):
+        fit(PlainEncoder(), [WeightAveraging(start_epoch=3)])
+    fit(PlainEncoder(), [WeightAveraging(start_epoch=3)], fast_dev_run=True)
 
 
 def test_only_what_trains_is_copied_and_the_export_holds_the_average(tmp_path):

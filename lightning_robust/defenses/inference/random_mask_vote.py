@@ -59,6 +59,7 @@ class RandomMaskVote(InferenceDefense):
     """
 
     aim: ClassVar[Literal["adversarial", "ood", "both"]] = "adversarial"
+    needs: ClassVar[tuple[str, ...]] = ("mask token",)
 
     def __init__(
         self,

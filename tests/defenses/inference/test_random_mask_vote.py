@@ -172,6 +172,7 @@ def test_without_masks_the_texts_are_as_they_were() -> None:
 
 def test_the_tokenizer_says_what_masks() -> None:
     victim = tiny_victim()
+    assert RandomMaskVote.needs == ("mask token",)
     assert RandomMaskVote(victim).mask_token == "[MASK]"
     masked = victim.tokenizer(RandomMaskVote(victim).copies("film plot actor")[0])["input_ids"]
     assert masked.count(victim.tokenizer.mask_token_id) == 2
