@@ -506,5 +506,5 @@ def test_what_one_process_runs_into_ends_all(tmp_path):
         tmp_path / "out", attacks=[], adversarial=None, ood={"two": texts(2)}, victim=_fails_on(1)
     )
     run = trainer(tmp_path, [watch], max_epochs=1, devices=2, strategy="ddp_fork")
-    with pytest.raises(Exception, match="could be predicted: .*no such word"):
+    with pytest.raises(Exception, match=r"could be predicted: .*no such word"):
         run.fit(PlainEncoder(), loader(), loader())
