@@ -124,11 +124,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _page(text: str) -> Path:
+    # A path forgets the separator at its end, which says that a folder is meant.
+    return Path(text) / "report.html" if text.endswith(("/", os.sep)) else Path(text)
+
+
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", type=Path, help="folder with records, or a folder of runs"
     )
-    parser.add_argument("-o", "--output", default="report.html", type=Path, help="file to write")
+    parser.add_argument(
+        "-o", "--output", default="report.html", type=_page, help="file to write; report.html in a folder"
+    )
     _add_baseline(parser)
     _add_select(parser)
 

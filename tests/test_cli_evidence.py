@@ -115,7 +115,7 @@ def test_compare_says_when_a_gain_is_that_of_a_constant_answer(runs, tmp_path, c
         tmp_path / "collapsed", "coral", constant, defenses=[{"name": "CORAL", "aim": "ood", "settings": {}}]
     )
     _, text = call(capsys, "compare", runs / "erm", tmp_path / "collapsed")
-    assert "no better on clean items than always answering one label" in text
+    assert "hardly better on clean items than a constant answer" in text
 
 
 def test_compare_refuses_a_study_and_runs_without_common_items(runs, tmp_path, capsys):
@@ -186,3 +186,27 @@ def test_power_plans_no_fewer_items_than_intervals_need(capsys):
     _, text = call(capsys, "power", "--effect", "40")
     assert "30 items" in text
     assert not re.search(r"with [12]?\d items", text)
+
+
+def test_power_does_not_plan_from_runs_that_show_no_spread(tmp_path, capsys):
+    few = {key: value for key, value in PLAIN.items() if key in ("clean/clean", "ood/imdb")}
+    for name, defenses in (("erm", []), ("fgm", FGM)):
+        for seed in range(2):
+            info = {"seed": seed, "defenses": defenses}
+            write_run(tmp_path / f"{name}-seed{seed}", f"{name}-seed{seed}", [few], num_items=6, **info)
+    code, text = call(capsys, "power", "--effect", "2", tmp_path)
+    assert code == 1
+    assert "30 items or more and some answers that differ" in text
+
+
+def test_compare_says_which_numbers_rest_on_fewer_runs(runs, capsys):
+    without = {key: value for key, value in ROBUST.items() if key != "ood/imdb"}
+    write(runs / "some", "some", ROBUST, seeds=(0,), defenses=FGM)
+    write(runs / "some", "some", without, seeds=(1, 2), defenses=FGM)
+    _, text = call(capsys, "compare", runs / "erm", runs / "some")
+    assert "imdb: of 1 of 3 pairs of runs only" in text
+
+
+def test_an_output_that_ends_in_a_separator_is_a_folder(runs, tmp_path, capsys):
+    assert main(["report", str(runs / "erm"), "-o", f"{tmp_path}/new/"]) == 0
+    assert (tmp_path / "new" / "report.html").is_file()

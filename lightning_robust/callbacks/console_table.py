@@ -34,7 +34,7 @@ from lightning_robust.results.tables import (
 # Columns below which numbers move together, and below which intervals go to a line of their own.
 _CLOSE, _NARROW = 72, 56
 _CONSTANT = (
-    "The first evaluation was no better on clean items than a constant answer, which no attack changes: changes "
+    "The first evaluation was hardly better on clean items than a constant answer, which no attack changes: changes "
     "since then say little."
 )
 

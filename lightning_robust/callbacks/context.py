@@ -27,10 +27,9 @@ def gather(records: list[Record], shard: Shard, error: RobustError | None = None
         RobustError: That of the first process that has one.
     """
     if shard.world_size == 1:
-        gathered: list[Any] = [(records, error)]
-    else:
-        gathered = [None] * shard.world_size
-        torch.distributed.all_gather_object(gathered, (records, error))
+        return records
+    gathered: list[Any] = [None] * shard.world_size
+    torch.distributed.all_gather_object(gathered, (records, error))
     for _, one in gathered:
         if one is not None:
             raise one

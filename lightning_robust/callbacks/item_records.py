@@ -59,6 +59,7 @@ def environment_records(
         AttackError: If the victim raises on all of them.
     """
     failures: list[str] = []
+    uncertified: list[str] = []
     with item_progress(environment.name, len(items), progress) as advance:
         for start in range(0, len(items), _CHUNK):
             chunk = items[start : start + _CHUNK]
@@ -66,12 +67,21 @@ def environment_records(
             answers = oracle.answer([[item.text] for item in chunk])
             failures += [answer.message for answer in answers if isinstance(answer, Failure)]
             certificates = _certificates(oracle, chunk, answers)
+            uncertified += [one.message for one in certificates if isinstance(one, Failure)]
             seconds = (perf_counter() - begun) / len(chunk)
             for item, answer, certificate in zip(chunk, answers, certificates, strict=True):
                 oracle.check_label(item)
                 yield _certified(static_record(when, environment, item, answer, seconds), certificate)
             advance(len(chunk))
     _tell(failures, environment, len(items))
+    if uncertified:
+        logger.warning(
+            "%d of %d items of «%s» have no certificate; the first: %s.",
+            len(uncertified),
+            len(items),
+            environment.name,
+            uncertified[0],
+        )
 
 
 def static_record(
@@ -119,14 +129,15 @@ def attack_record(when: When, result: AttackResult) -> Record:
 
 
 def _certificates(oracle: Oracle, items: Sequence[Item], answers: Sequence[Any]) -> list[Any]:
-    """Return a certificate, or None, for each item; the victim is not asked again for those that it raised on."""
-    answered = [not isinstance(answer, Failure) for answer in answers]
-    proven = iter(oracle.certificates([item.text for item, ok in zip(items, answered, strict=True) if ok]))
-    return [next(proven) if ok else None for ok in answered]
+    """Return a certificate, None or a failure for each item; None for those that the victim raised on before."""
+    pairs = zip(items, answers, strict=True)
+    answered = [(item.text, answer) for item, answer in pairs if not isinstance(answer, Failure)]
+    proven = iter(oracle.certificates(answered))
+    return [None if isinstance(answer, Failure) else next(proven) for answer in answers]
 
 
 def _certified(record: Record, certificate: Any) -> Record:
-    if certificate is None:
+    if certificate is None or isinstance(certificate, Failure):
         return record
     return replace(record, certified_radius=certificate.radius, certificate_confidence=certificate.confidence)
 

@@ -302,8 +302,11 @@ class RobustnessMonitor(Callback):
                 victim = predictor.victim(self._find_victim(pl_module))
                 weights = f"{fingerprint(pl_module)}{predictor.describe() or ''}"
                 mine = evaluation.run(victim, when, shard=shard, partial=partial, weights=weights)
-            except RobustError as error:
-                failed = error
+            except Exception as error:
+                if shard.world_size == 1:
+                    raise
+                what = f"{type(error).__name__} in process {shard.rank}: {error}"
+                failed = error if isinstance(error, RobustError) else RobustError(what)
             except KeyboardInterrupt:
                 if trainer.state.fn == "fit":
                     rank_zero_warn(_how_to_resume(trainer))

@@ -42,9 +42,11 @@ def compare(out: Console, options: argparse.Namespace) -> None:
             "Expected runs that measured something in common, but these have no item in common."
         )
     names = [_name(options.baseline, before), _name(options.treated, after)]
-    seeds = len(pairs[0][1].treated)
+    seeds = max(len(paired.treated) for _, paired in pairs)
     out.print(Text(f"A  {names[0]}\nB  {names[1]}\n{_basis(seeds, options.select)}"))
-    out.print(_table(pairs))
+    table, reasons = _table(pairs, seeds)
+    out.print(table)
+    notes += reasons
     out.print(Text(_majorities(after, [column for column, _ in pairs], options.select)))
     collapsed = [
         name
@@ -52,7 +54,7 @@ def compare(out: Console, options: argparse.Namespace) -> None:
         if is_collapsed(condition, options.select)
     ]
     for name in collapsed:
-        out.print(Text(f"{name} is no better on clean items than always answering one label: what it gains "
+        out.print(Text(f"{name} is hardly better on clean items than a constant answer: what it gains "
                        "under attack is that of a constant answer."))  # fmt: skip
     if collapsed:
         out.print(Text("No verdict on transfer: a constant answer is not robust."))
@@ -120,7 +122,9 @@ def _basis(seeds: int, rule: Rule) -> str:
     return f"{scope} {WORDS[rule]}"
 
 
-def _table(pairs: list[tuple[Column, Paired]]) -> Table:
+def _table(pairs: list[tuple[Column, Paired]], seeds: int) -> tuple[Table, list[str]]:
+    """Return the comparison, and why some of its numbers are absent or are of fewer runs than the others."""
+    notes = []
     effects = [effect(paired.treated, paired.baseline, strata=paired.strata) for _, paired in pairs]
     adjusted = holm([one.p_value for one in effects])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
@@ -128,6 +132,12 @@ def _table(pairs: list[tuple[Column, Paired]]) -> Table:
     for heading in ("A", "B", "B - A, points", "p (Holm)", "items"):
         table.add_column(heading, justify="right", no_wrap=True)
     for (column, paired), change, p in zip(pairs, effects, adjusted.tolist(), strict=True):
+        if not change.known:
+            notes.append(f"{column.label}: no interval, as {change.reason}.")
+        elif change.num_seeds < seeds:
+            notes.append(
+                f"{column.label}: of {change.num_seeds} of {seeds} pairs of runs only, as others did not measure it."
+            )
         levels = [accuracy(side, strata=paired.strata) for side in (paired.baseline, paired.treated)]
         table.add_row(
             Text(column.label),
@@ -138,7 +148,7 @@ def _table(pairs: list[tuple[Column, Paired]]) -> Table:
             end_section=column.key == "clean",
             style="bold" if change.known and p < 0.05 else "",
         )
-    return table
+    return table, notes
 
 
 def _majorities(condition: Condition, columns: list[Column], rule: Rule) -> str:
@@ -157,7 +167,7 @@ def _p_value(p: float) -> str:
 
 def _interval(change: Effect) -> str:
     if not change.known:
-        return change.reason
+        return "–"
     return f"{100 * change.delta:+.1f}\n[{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 
 

@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +16,7 @@ from lightning_robust.errors import ConfigError
 from lightning_robust.results.outcomes import Column
 from lightning_robust.results.statistics import (
     GUARD,
+    MIN_ITEMS,
     Components,
     components,
     minimal_detectable_effect,
@@ -41,14 +43,17 @@ def power(out: Console, options: argparse.Namespace) -> None:
     ):
         if not low < value < high:
             raise ConfigError(f"Expected {name} to be between {max(low, 0)} and {high}, but got {value}.")
-    for label, parts in _spreads(options):
+    found, notes = _spreads(options)
+    for label, parts in found:
         out.print(Text(label))
         out.print(_table(parts, options.power / 100))
         out.print(Text(_sentence(parts, options.effect, options.power)))
         out.print()
+    for note in notes:
+        out.print(Text(f"Note: {note}"))
 
 
-def _spreads(options: argparse.Namespace) -> list[tuple[str, Components]]:
+def _spreads(options: argparse.Namespace) -> tuple[list[tuple[str, Components]], list[str]]:
     if not options.runs:
         changed = options.changed / 100
         # A change that a defense makes is half the item's (every seed makes it) and half chance.
@@ -59,17 +64,17 @@ def _spreads(options: argparse.Namespace) -> list[tuple[str, Components]]:
                 f"(standard deviation), and a defense changes {options.changed:g} % of the answers. Name runs to measure both.",
                 assumed,
             )
-        ]
+        ], []
     with reading("Counting") as progress:
         study = load_study(options.runs, baseline=options.baseline, progress=progress)
     found = [_measured(study, column) for column in columns(study) if column.key in KEYS]
     known = [one for one in found if one is not None]
     if not known:
         raise ConfigError(
-            "Expected a defense and its baseline with two seeds or more, but no two conditions have them. "
-            "Without runs the spread is assumed: leave them out."
+            f"Expected a defense and its baseline with two seeds or more, {MIN_ITEMS} items or more and some answers "
+            "that differ, but no two conditions have them. Without runs the spread is assumed: leave them out."
         )
-    return known
+    return known, study.problems
 
 
 def _measured(study: Study, column: Column) -> tuple[str, Components] | None:
@@ -78,8 +83,13 @@ def _measured(study: Study, column: Column) -> tuple[str, Components] | None:
     for condition in study.conditions:
         baseline = study.baseline(condition)
         paired = None if baseline is None else pair(condition, baseline, column)
-        if paired is not None and len(paired.treated) > 1:
-            found.append(components(paired.treated - paired.baseline, paired.strata, guard=GUARD))
+        if paired is None or len(paired.treated) < 2:
+            continue
+        changes = paired.treated - paired.baseline
+        strata = np.zeros(changes.shape[1], int) if paired.strata is None else paired.strata
+        # Where nothing changed there is no spread to plan from.
+        if np.bincount(strata).min() >= MIN_ITEMS and changes.any():
+            found.append(components(changes, paired.strata, guard=GUARD))
     if not found:
         return None
     mean = Components(*(math.fsum(column) / len(found) for column in zip(*found, strict=True)))

@@ -178,7 +178,7 @@ def told_apart(columns: Sequence[Callable[[int], str]], count: int) -> list[str]
     """
     names = [columns[0](index) for index in range(count)]
     for column in columns[1:]:
-        for name in {name for name in names if names.count(name) > 1}:
+        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
             equal = [index for index, one in enumerate(names) if one == name]
             longer = {index: column(index) for index in equal}
             if len(set(longer.values())) > 1:

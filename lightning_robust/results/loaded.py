@@ -87,10 +87,9 @@ class Loaded:
             joined = joined.joined(one)
         key = tuple((name, part.items) for name, part in clean.items())
         if key not in self._clean:
-            ids = joined.items.ids
-            if len(set(ids)) < len(ids):
-                ids = tuple(f"{name}: {i}" for name, part in clean.items() for i in part.items.ids)
-            self._clean[key] = Items(ids, joined.items.labels)
+            own = joined.items.ids
+            told = [f"{name}: {i}" for name, part in clean.items() for i in part.items.ids]
+            self._clean[key] = Items(own if len(set(own)) == len(own) else told, joined.items.labels, own)
         return joined._replace(items=self._clean[key])
 
 

@@ -27,14 +27,24 @@ class Items:
     Args:
         ids: ``(items,)``, all different.
         labels: ``(items,)``, the right classes.
+        own_ids: ``(items,)``, those of their environments, where ``ids`` tell several environments apart.
     """
 
-    def __init__(self, ids: Sequence[str], labels: NDArray[np.int32]) -> None:
+    def __init__(
+        self, ids: Sequence[str], labels: NDArray[np.int32], own_ids: Sequence[str] | None = None
+    ) -> None:
         self.ids = tuple(ids)
         self.labels = labels
+        self._own_ids = self.ids if own_ids is None else tuple(own_ids)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def only(self, kept: Bools) -> Items:
+        """Return some of the items."""
+        places = np.flatnonzero(kept).tolist()
+        ids, own_ids = ([names[i] for i in places] for names in (self.ids, self._own_ids))
+        return Items(ids, self.labels[kept], own_ids)
 
     @cached_property
     def majority(self) -> float:
@@ -47,7 +57,9 @@ class Items:
     def half(self) -> Bools:
         """``(items,)``: a fixed half of all items, by a hash of their ids that every run and machine shares."""
         # Not a checksum: those are linear, and could follow a pattern in numbered ids.
-        digests = (hashlib.blake2b(i.encode("utf-8", "replace"), digest_size=1).digest() for i in self.ids)
+        digests = (
+            hashlib.blake2b(i.encode("utf-8", "replace"), digest_size=1).digest() for i in self._own_ids
+        )
         return np.array([digest[0] & 1 for digest in digests], dtype=bool)
 
 
@@ -82,9 +94,8 @@ class Part(NamedTuple):
         Args:
             kept: ``(items,)``. Seconds, which are not known by item, stay those of all.
         """
-        ids = [i for i, keep in zip(self.items.ids, kept.tolist(), strict=True) if keep]
         return self._replace(
-            items=Items(ids, self.items.labels[kept]),
+            items=self.items.only(kept),
             correct=self.correct[kept],
             codes=self.codes[kept],
             queries=self.queries[kept],

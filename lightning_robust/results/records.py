@@ -211,11 +211,16 @@ def record_files(path: PathLike) -> list[Path]:
         RecordsError: Where ``path`` is missing or holds none.
     """
     root = Path(path)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise RecordsError(missing(root))
-    found = sorted(root.glob("records/*.parquet")) or sorted(root.rglob("records/*.parquet"))
+    try:
+        if root.is_file():
+            return [root]
+        if not root.is_dir():
+            raise RecordsError(missing(root))
+    except OSError as error:
+        if isinstance(error, RecordsError):
+            raise
+        raise RecordsError(f"{root} cannot be read: {error.strerror}.") from error
+    found = sorted(root.glob("records/*.parquet")) or records_below(root)
     found = found or sorted(root.glob("*.parquet"))  # last: tables of a report may lie beside the runs
     if not found:
         raise RecordsError(
@@ -223,6 +228,20 @@ def record_files(path: PathLike) -> list[Path]:
             "Name the folder of a run that was monitored or evaluated."
         )
     return found
+
+
+def records_below(root: Path) -> list[Path]:
+    """Return the records files of all runs in a folder, sorted, those behind links too."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for name, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(name)
+        if real in seen:  # a link that leads back
+            folders.clear()
+        elif Path(name).name == "records":
+            found += [Path(name) / file for file in files if file.endswith(".parquet")]
+        seen.add(real)
+    return sorted(found)
 
 
 def find_runs(path: PathLike) -> list[Path]:

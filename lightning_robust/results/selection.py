@@ -90,7 +90,8 @@ def _best(evaluations: list[Evaluated], rule: Rule) -> int:
     """Return the place of the best evaluation; the last one where nothing that the rule compares was measured."""
     keep = everything if rule == "oracle" else _half
     found = [{name: score.accuracy for name, score in scores(one, keep).items()} for one in evaluations]
-    kinds = {"clean"} if rule == "clean" else set().union(*found)
+    # In order: sums of floating-point numbers depend on it, and ties on sums.
+    kinds = ["clean"] if rule == "clean" else sorted(set().union(*found))
     values = {
         place: [one[kind] for kind in kinds]
         for place, one in enumerate(found)
@@ -98,7 +99,12 @@ def _best(evaluations: list[Evaluated], rule: Rule) -> int:
     }
     if not values:
         return len(evaluations) - 1
-    return max(values, key=lambda place: (_harmonic(values[place]), sum(values[place]), -place))
+
+    def score(place: int) -> tuple[float, float, int]:
+        one = values[place]
+        return round(_harmonic(one), 12), round(math.fsum(one), 12), -place
+
+    return max(values, key=score)
 
 
 def _harmonic(values: list[float]) -> float:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_robust.results.files import PathLike, RecordsError, read_run_json
-from lightning_robust.results.records import SCHEMA, check_schema, record_files
+from lightning_robust.results.records import SCHEMA, check_schema, record_files, records_below
 
 _COLUMNS = [
     "run_id", "epoch", "global_step", "kind", "environment", "attack", "item_id", "label",
@@ -44,6 +44,13 @@ def find_sources(paths: Sequence[PathLike]) -> list[Source]:
         for file in files:
             found.setdefault(_folder(file), {})[file] = None
     return [Source(folder, list(files)) for folder, files in found.items()]
+
+
+def passed_over(paths: Sequence[PathLike], sources: Sequence[Source]) -> list[Path]:
+    """Return the run folders below ``paths`` that are no sources, as a folder above them is a run itself."""
+    known = {source.folder for source in sources}
+    below = (file for path in paths if Path(path).is_dir() for file in records_below(Path(path)))
+    return sorted({_folder(_resolved(file)) for file in below} - known)
 
 
 def without_records(paths: Sequence[PathLike]) -> list[Path]:

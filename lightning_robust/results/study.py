@@ -19,7 +19,7 @@ from lightning_robust.results.pairing import Paired, outcomes, pair, seed_pairs
 from lightning_robust.results.parts import Evaluated, Items, Key, Part
 from lightning_robust.results.problems import named, problems_of
 from lightning_robust.results.selection import Chosen, Rule, select
-from lightning_robust.results.sources import find_sources, without_records
+from lightning_robust.results.sources import find_sources, passed_over, without_records
 from lightning_robust.results.statistics import MIN_ITEMS
 from lightning_robust.results.summaries import like_for_like
 
@@ -137,6 +137,10 @@ def load_study(
         )
     study.conditions = group_runs(runs, study.problems)
     study.problems += [f"{folder} is left out: it has no records." for folder in without_records(given)]
+    study.problems += [
+        f"{folder} is left out: it lies below a folder that is a run itself. Name it, too."
+        for folder in passed_over(given, sources)
+    ]
     for run, name in zip(study.runs, distinct_names(study.runs), strict=True):
         run.name = name
     _check_name(study, baseline)

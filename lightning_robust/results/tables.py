@@ -225,7 +225,7 @@ def change(before: Parts, after: Parts, measure: str) -> Effect:
 
 
 def answers_constantly(parts: Parts) -> bool:
-    """Return whether an evaluation is no better on clean items than a constant answer; a few items do not say."""
+    """Return whether an evaluation is hardly better on clean items than a constant answer; a few do not say."""
     clean = parts.get(("clean", "clean"))
     return clean is not None and len(clean.label) >= MIN_ITEMS and is_constant(clean.correct, clean.label)
 

@@ -192,20 +192,21 @@ def common_rows(conditions: Sequence[Condition], baseline: Condition) -> list[li
 
 
 def is_collapsed(condition: Condition, rule: Rule = "last") -> bool:
-    """Return whether at least half of the runs are no better on clean items than always answering one label.
+    """Return whether at least half of the runs are hardly better on clean items than a constant answer.
 
-    See `is_constant`; runs with fewer than `MIN_ITEMS` clean items do not say.
+    See `is_constant`. Without clean items those under shift are asked; runs with fewer than `MIN_ITEMS` do not say.
 
     Args:
-        condition: Without clean items it counts as not collapsed.
+        condition: Without clean and OOD items it counts as not collapsed.
         rule: Which evaluation of each run counts.
     """
     found = []
     for run in condition.runs:
         chosen = select(run, rule)
-        clean = combine([chosen.evaluation], CLEAN, chosen.reported)
-        if clean is not None and len(clean.labels) >= MIN_ITEMS:
-            found.append(is_constant(clean.values.ravel(), clean.labels))
+        known = (combine([chosen.evaluation], column, chosen.reported) for column in (CLEAN, OOD_MEAN))
+        asked = next((one for one in known if one is not None), None)
+        if asked is not None and len(asked.labels) >= MIN_ITEMS:
+            found.append(is_constant(asked.values.ravel(), asked.labels))
     return bool(found) and sum(found) >= len(found) / 2
 
 
@@ -227,9 +228,9 @@ def _study_verdict(
         return StudyVerdict(backbone, aim, members, baseline, None, reason, left_out, note)
 
     if is_collapsed(baseline, rule):
-        return without("the baseline is no better than always answering the most frequent label")
+        return without("the baseline is hardly better than a constant answer")
     if not members:
-        return without("no defense is better than always answering the most frequent label")
+        return without("all defenses are hardly better than a constant answer")
     if not common_rows(members, baseline)[0]:
         return without("the defenses and their baseline have no seed in common")
     adv, ood = (together(members, baseline, column, rule) for column in (ADV, OOD_MEAN))

@@ -25,7 +25,7 @@ from lightning_robust.results.study import (
     scores,
 )
 from lightning_robust.results.tables import headline
-from tests.results.studies import attacked, condition, make_run, make_study, static
+from tests.results.studies import FGM, attacked, condition, make_run, make_study, static
 from tests.results.synthetic import record
 
 
@@ -199,3 +199,41 @@ def test_several_clean_environments_are_one_part_with_all_their_items(tmp_path: 
         (len(parts[0].items), parts[0].accuracy) == (80, 0.5) == (80, groups(rows)["clean", "clean"].accuracy)
     )
     assert not [problem for problem in study.problems if "repeat" in problem]
+
+
+def test_clean_environments_with_the_same_ids_keep_the_halves_of_their_items(tmp_path: Path) -> None:
+    rows = [
+        replace(row, item_id=row.item_id[2:])
+        for row in (*static("clean", "a", "1" * 40), *static("clean", "b", "0" * 40))
+    ]
+    make_run(
+        tmp_path,
+        "erm-seed0",
+        rows=[[*rows, *(replace(row, item_id=row.item_id[6:]) for row in attacked("pwws", "1" * 40))]],
+    )
+    (run,) = load_study(tmp_path).runs
+    clean, attack = (run.evaluations[0].parts[key].items for key in (("clean", "clean"), ("attack", "pwws")))
+    assert clean.ids[:2] == ("a: 0", "a: 1")
+    assert clean.half.tolist() == [*attack.half.tolist()] * 2
+    kept = np.arange(80) % 3 == 0
+    assert clean.only(kept).half.tolist() == clean.half[kept].tolist()
+
+
+def test_runs_behind_links_are_found_once(tmp_path: Path) -> None:
+    make_study(tmp_path / "store", seeds=1)
+    (tmp_path / "links").mkdir()
+    for name in ("erm-seed0", "fgm-seed0"):
+        (tmp_path / "links" / name).symlink_to(tmp_path / "store" / name)
+    (tmp_path / "links" / "again").symlink_to(tmp_path / "store" / "erm-seed0")
+    (tmp_path / "links" / "loop").symlink_to(tmp_path / "links")
+    assert sorted(run.name for run in load_study(tmp_path / "links").runs) == ["erm-seed0", "fgm-seed0"]
+
+
+def test_runs_below_a_run_are_named(tmp_path: Path) -> None:
+    make_run(tmp_path, "runs")
+    make_run(tmp_path / "runs", "fgm-seed0", defenses=[FGM])
+    study = load_study(tmp_path / "runs")
+    assert len(study.runs) == 1
+    assert any(
+        "fgm-seed0 is left out: it lies below a folder that is a run itself" in one for one in study.problems
+    )

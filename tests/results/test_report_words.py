@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_robust.results import load_study, read_records, write_report
-from lightning_robust.results.report.bundle import table_files
+from lightning_robust.results import RecordsError, load_study, read_records, write_report
+from lightning_robust.results.report.bundle import table_files, write_bundle
 from lightning_robust.results.report.content import Content, look
 from lightning_robust.results.report.measures import title
 from lightning_robust.results.selection import Rule, select
@@ -148,12 +150,12 @@ def test_constant_answers_are_not_in_the_plane_but_named(tmp_path: Path) -> None
     assert not backbone.hidden
     text = read(write_report(study, tmp_path / "report.html")).text
     assert "Left out as collapsed: coral." in text
-    assert "Grey, as collapsed (no better on clean items than always answering one label): coral." in text
+    assert "Grey, as collapsed (hardly better on clean items than a constant answer): coral." in text
     assert "Grey lines are the other defenses" not in text
 
 
 def test_a_plane_of_constant_answers_only_is_not_drawn(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", "run", [dict.fromkeys(PLAIN, 0.5)] * 2, num_items=100)
+    write_run(tmp_path / "run", "run", [dict.fromkeys(PLAIN, 0.5)] * 2, num_items=400)
     assert contents(tmp_path / "run").backbones[0].plane is None
     assert "Left out as collapsed: run." in read(write_report(tmp_path / "run", tmp_path / "r.html")).text
 
@@ -313,9 +315,49 @@ def test_a_cell_of_fewer_seeds_than_its_row_is_marked(tmp_path: Path) -> None:
             )
     text = read(write_report(tmp_path, tmp_path / "report.html")).text
     assert "1 seed only, unlike the rest of the row" in text
+    assert re.search(r"\[-?\+?\d+\.\d, \S+\]", text[text.index("What the defenses change") :])
+    html = (tmp_path / "report.html").read_text()
+    (cell,) = re.findall(
+        r"<td[^>]*>([^<]*)<[^>]*>[^<]*(?:<[^>]*>)?<sup>a</sup>|<td[^>]*>(\S+)<sup>a</sup><span", html
+    )
+    assert re.fullmatch(r"[+-]\d+\.\d", "".join(cell).strip())
 
 
 def test_tables_have_all_columns_whichever_row_comes_first(tmp_path: Path) -> None:
     files = table_files("t", [{"a": 1}, {"a": 2, "b": 3}])
     (tmp_path / "t.parquet").write_bytes(files["t.parquet"])
     assert pq.read_table(tmp_path / "t.parquet").to_pylist() == [{"a": 1, "b": None}, {"a": 2, "b": 3}]
+
+
+def test_texts_that_a_spreadsheet_would_run_are_quoted_and_those_without_encoding_replaced() -> None:
+    files = table_files("t", [{"name": "=1+1", "change": -0.5}, {"name": "\ud800", "change": 0.5}])
+    assert files["t.csv"].decode() == '"name","change"\n"\'=1+1",-0.5\n"?",0.5\n'
+    assert pq.read_table(io.BytesIO(files["t.parquet"]))["name"].to_pylist() == ["=1+1", "?"]
+
+
+def test_a_page_that_cannot_be_put_in_place_leaves_the_earlier_files(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    page, folder = tmp_path / "r.html", tmp_path / "r_files"
+    write_bundle(page, "old", {"a.csv": b"old", "b.csv": b"old"})
+    (folder / "mine.txt").write_text("mine")
+    replace, calls = os.replace, []
+
+    def fails(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) == 2:  # the new folder
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", fails)
+        with pytest.raises(RecordsError):
+            write_bundle(page, "new", {"a.csv": b"new"})
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix == ".csv"} == {
+        "a.csv": b"old",
+        "b.csv": b"old",
+    }
+    assert (page.read_text(), (folder / "mine.txt").read_text()) == ("old", "mine")
+    write_bundle(page, "new", {"a.csv": b"new"})
+    assert sorted(file.name for file in folder.iterdir()) == ["a.csv", "files.json", "mine.txt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["r.html", "r_files"]

@@ -187,3 +187,13 @@ def test_where_nothing_survives_an_attack_the_best_mean_is_chosen() -> None:
     rules: list[Rule] = ["joint", "oracle"]
     for rule in rules:
         assert select(run_of(early, late, early, late), rule).index == 1
+
+
+def test_ties_do_not_depend_on_the_order_of_a_sum() -> None:
+    def run(adv: int, ood: int) -> Mapping[Key, np.ndarray]:
+        return {
+            key: np.arange(NUM_ITEMS) < right for key, right in ((CLEAN_KEY, 74), (ATTACK, adv), (OOD, ood))
+        }
+
+    assert select(run_of(run(185, 56), run(56, 185)), "oracle").index == 0
+    assert select(run_of(run(56, 185), run(185, 56)), "oracle").index == 0

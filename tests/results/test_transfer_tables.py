@@ -20,7 +20,8 @@ from lightning_robust.results import (
 )
 from lightning_robust.results.study import columns, pair
 from lightning_robust.results.transfer import Together, _unless_they_differ, is_collapsed
-from tests.results.synthetic import write_run
+from tests.results.studies import make_run
+from tests.results.synthetic import record, write_run
 
 PLAIN = {"clean/clean": 0.85, "attack/deepwordbug": 0.2, "attack/pwws": 0.3, "ood/yelp": 0.7, "ood/imdb": 0.6}
 ROBUST = {**PLAIN, "attack/deepwordbug": 0.8, "attack/pwws": 0.8}
@@ -164,7 +165,7 @@ def test_a_collapsed_baseline_is_no_baseline(tmp_path):
     assert is_collapsed(next(one for one in study.conditions if one.name == "erm"))
     (found,) = study_verdicts(study)
     assert found.verdict is None
-    assert "baseline is no better" in found.reason
+    assert "baseline is hardly better" in found.reason
     assert study_correlations(study) == []
 
 
@@ -292,3 +293,19 @@ def test_effective_robustness_of_few_items_gives_the_reason(tmp_path):
     for one in study_effective_robustness(load_study(tmp_path)):
         assert "20 items are too few" in one.beyond.reason
         assert math.isnan(one.beyond.delta)
+
+
+def test_an_imbalanced_task_s_good_model_is_no_constant_answer(tmp_path):
+    for name, right in (("good", lambda i: i % 10 or i % 20), ("constant", lambda i: i % 10)):
+        rows = [record(item_id=str(i), label=int(i % 10 == 0), correct=bool(right(i))) for i in range(200)]
+        make_run(tmp_path / name, f"{name}-seed0", rows=[rows])
+        (condition,) = load_study(tmp_path / name).conditions
+        assert is_collapsed(condition) is (name == "constant")
+
+
+def test_without_clean_items_those_under_shift_tell_a_constant_answer(tmp_path):
+    parts = {"attack/pwws": 0.2, "ood/a": 0.9}
+    write(tmp_path, "erm", parts, num_items=300)
+    write(tmp_path, "fgm", {"attack/pwws": 0.5, "ood/a": 0.5}, "adversarial", num_items=300)
+    (found,) = study_verdicts(load_study(tmp_path))
+    assert found.reason == "all defenses are hardly better than a constant answer"

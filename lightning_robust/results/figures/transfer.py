@@ -184,4 +184,6 @@ def _display(axes: Axes, point: Point) -> tuple[float, float]:
 
 
 def _shorten(name: str) -> str:
-    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
+    # SVG cannot hold control characters.
+    shown = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in name)
+    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"

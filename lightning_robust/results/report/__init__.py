@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning_robust.results.figures import on_white, to_png, to_svg_file
-from lightning_robust.results.files import PathLike, RecordsError
+from lightning_robust.results.files import PathLike, RecordsError, clear_errors
 from lightning_robust.results.report.bundle import write_bundle
 from lightning_robust.results.report.content import look
 from lightning_robust.results.report.export import tables
 from lightning_robust.results.report.page import render
 from lightning_robust.results.selection import Rule, check_rule
+from lightning_robust.results.statistics.verdict import check_margin
 from lightning_robust.results.study import load_study
 
 __all__ = ["write_report"]
@@ -53,9 +54,11 @@ def write_report(
     if not paths:
         raise RecordsError("Expected at least one run to report, but got none. Name a run's folder.")
     check_rule(select)
-    content = look(load_study(paths, baseline=baseline, progress=progress), select, margin)
+    check_margin(margin)
     target = Path(output)
-    target = target / "report.html" if target.is_dir() else target
+    with clear_errors(target):
+        target = target / "report.html" if target.is_dir() else target
+    content = look(load_study(paths, baseline=baseline, progress=progress), select, margin)
     files, drawn = tables(content), {}
     for drawing in content.drawings:
         drawn[drawing.name] = to_svg_file(drawing.figure, drawing.name)

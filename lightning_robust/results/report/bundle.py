@@ -29,11 +29,20 @@ def table_files(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes
     if not rows:
         return {}
     names = dict.fromkeys(name for row in rows for name in row)  # the first row may lack some
-    table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
     csv, parquet = io.BytesIO(), io.BytesIO()
-    pacsv.write_csv(table, csv)
-    pq.write_table(table, parquet)
+    for write, out, clean in ((pacsv.write_csv, csv, _no_formula), (pq.write_table, parquet, _encodable)):
+        write(pa.Table.from_pylist([{name: clean(row.get(name)) for name in names} for row in rows]), out)
     return {f"{name}.csv": csv.getvalue(), f"{name}.parquet": parquet.getvalue()}
+
+
+def _encodable(value: Any) -> Any:
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+
+
+def _no_formula(value: Any) -> Any:
+    """Return a value as it is, but for texts that a spreadsheet would run."""
+    text = _encodable(value)
+    return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def write_bundle(page: Path, html: str, files: Mapping[str, bytes]) -> Path:
@@ -74,16 +83,22 @@ def write_bundle(page: Path, html: str, files: Mapping[str, bytes]) -> Path:
 
 
 def _put_in_place(fresh: Path, folder: Path) -> None:
-    """Move files into ``folder`` and take away those of an earlier report that are no longer written."""
+    """Let a folder take another one's place, but for foreign files, which stay."""
     if not folder.exists():
         os.replace(fresh, folder)
         return
-    new = {file.name for file in fresh.iterdir()}
-    stale = _written_before(folder) - new
-    for name in sorted(new):
-        os.replace(fresh / name, folder / name)
-    for name in stale:
-        (folder / name).unlink(missing_ok=True)
+    for foreign in folder.iterdir():
+        if foreign.name not in {_MANIFEST, *_written_before(folder)} and not (fresh / foreign.name).exists():
+            copy = shutil.copytree if foreign.is_dir() else shutil.copy2
+            copy(foreign, fresh / foreign.name)
+    earlier = fresh.with_suffix(".old")
+    os.replace(folder, earlier)
+    try:
+        os.replace(fresh, folder)
+    except OSError:
+        os.replace(earlier, folder)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _written_before(folder: Path) -> set[str]:

@@ -74,14 +74,19 @@ def crossed_mean(values: Floats, strata: Ints | None = None) -> CrossedMean:
     by_seed = seed_means(values, strata)
     item_variance = sum(weight**2 * _item_variance(group) for group in groups)
     pseudo = sum((weight / (group.shape[1] + 2)) ** 2 for group in groups) / num_seeds
-    rounding = sum((weight / group.shape[1]) ** 2 for group in groups) / 12
-    seed_variance = float(by_seed.var(ddof=1)) + rounding if num_seeds > 1 else 0.0
+    seed_variance = float(by_seed.var(ddof=1)) + rounding(values, strata) if num_seeds > 1 else 0.0
     return CrossedMean(
         mean=float(by_seed.mean()),
         seed_error=math.sqrt(seed_variance / num_seeds),
         item_error=math.sqrt(max(item_variance, 0.0) + pseudo),
         df=num_seeds - 1,
     )
+
+
+def rounding(values: Floats, strata: Ints | None = None) -> float:
+    """Return the variance of what is rounded off from a seed's mean; see `crossed_mean`."""
+    groups = split(values, strata)
+    return float(sum((1 / len(groups) / group.shape[1]) ** 2 for group in groups)) / 12
 
 
 def components(values: Floats, strata: Ints | None = None, *, guard: float = 0.5) -> Components:

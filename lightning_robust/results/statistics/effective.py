@@ -98,7 +98,7 @@ def probit(shares: ArrayLike) -> Floats:
 
 
 def _unfit(clean: float, baselines: Floats) -> str:
-    different = len(np.unique(np.round(baselines, 6)))
+    different = len(np.unique(np.round(probit(baselines), 6)))
     if different < LEAST_BASELINES:
         models = (
             "1 undefended model is"

@@ -21,6 +21,8 @@ Pairs = tuple[ArrayLike, ArrayLike]
 MIN_ITEMS = 30
 """Fewer items get no interval: below, coverage was not shown."""
 
+_LEAST_SKILL = 0.1
+
 
 class StatisticsError(RobustError, ValueError):
     """Values from which nothing can be estimated."""
@@ -162,18 +164,23 @@ def wilson(share: float, num_items: int, confidence: float = 0.95) -> tuple[floa
 
 
 def is_constant(correct: ArrayLike, labels: ArrayLike) -> bool:
-    """Return whether answers are no better than always giving the most frequent label.
+    """Return whether answers say next to nothing about the labels.
 
-    They are if the lower end of Wilson's 95 % interval is not above that label's share. No attack can change a
-    constant answer, so that such a model seems robust.
+    The mean over K labels of the share of a label's items that are right (balanced accuracy) is 1 / K for a constant
+    answer, as for any that does not depend on the text, and 1 for right ones. Answers are called constant below a
+    tenth of that way. No attack can change a constant answer, so that such a model seems robust.
 
     Args:
         correct: ``(items,)`` right or wrong.
-        labels: ``(items,)``.
+        labels: ``(items,)``; of one label only nothing can be said.
     """
     right = np.asarray(correct, dtype=np.float64)
-    majority = np.unique(np.asarray(labels), return_counts=True)[1].max(initial=0) / max(len(right), 1)
-    return bool(len(right) and wilson(float(right.mean()), len(right))[0] <= majority)
+    names, codes = np.unique(np.asarray(labels), return_inverse=True)
+    if len(names) < 2:
+        return False
+    balanced = float((np.bincount(codes, right) / np.bincount(codes)).mean())
+    guess = 1 / len(names)
+    return (balanced - guess) / (1 - guess) < _LEAST_SKILL
 
 
 def mcnemar(treated: ArrayLike, baseline: ArrayLike) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from numpy.typing import ArrayLike
 from scipy import optimize
 
-from lightning_robust.results.statistics.crossed import crossed_mean, seed_means, tail_quantile
+from lightning_robust.results.statistics.crossed import crossed_mean, rounding, seed_means, tail_quantile
 from lightning_robust.results.statistics.effects import Pairs, differences, effect
 
 
@@ -63,11 +63,13 @@ def transfer_ratio(
         return _unknown("not estimable: the two effects rest on different seeds")
     x_mean, y_mean = crossed_mean(*x), crossed_mean(*y)
     x_seeds, y_seeds = seed_means(*x), seed_means(*y)
+    x_rounding, y_rounding = rounding(*x), rounding(*y)
 
     def beyond(ratio: float) -> float:
         """Above 0 where ``off - ratio * on`` is told from 0."""
         seeds = y_seeds - ratio * x_seeds
-        seed_error = float(seeds.std(ddof=1)) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
+        rounded = y_rounding + ratio**2 * x_rounding
+        seed_error = math.sqrt((seeds.var(ddof=1) + rounded) / len(seeds)) if len(seeds) > 1 else 0.0
         item_error = math.hypot(y_mean.item_error, ratio * x_mean.item_error)
         half = tail_quantile(1 - confidence, seed_error, item_error, len(seeds) - 1)
         return float(abs(y_mean.mean - ratio * x_mean.mean) - half)

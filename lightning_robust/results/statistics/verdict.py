@@ -81,8 +81,7 @@ def transfer_verdict(
     """
     if aim not in ("adv", "ood"):
         raise StatisticsError(f"Expected `aim` to be adv or ood, but got {aim!r}.")
-    if not 0 < margin < 1:
-        raise StatisticsError(f"Expected `margin` to be a fraction between 0 and 1, but got {margin}.")
+    check_margin(margin)
     sides = [(adv, adv_strata), (ood, ood_strata)]
     (on, on_strata), (off, off_strata) = sides if aim == "adv" else reversed(sides)
     on_target = effect(*on, strata=on_strata, confidence=confidence)
@@ -94,6 +93,16 @@ def transfer_verdict(
         pairs, strata = (off, off_strata) if on_target.sign > 0 else (on, on_strata)
         spread = components(*differences(*pairs, strata), guard=GUARD)
     return Verdict(label, on_target, off_target, ratio, reason, margin, spread)
+
+
+def check_margin(margin: float) -> None:
+    """Refuse what cannot be a margin.
+
+    Raises:
+        StatisticsError: If it is no fraction between 0 and 1.
+    """
+    if not 0 < margin < 1:
+        raise StatisticsError(f"Expected `margin` to be a fraction between 0 and 1, but got {margin}.")
 
 
 def _label(on: Effect, off: Effect, margin: float) -> tuple[Label, str]:

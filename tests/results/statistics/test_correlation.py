@@ -168,3 +168,10 @@ def test_one_seed_gives_no_correlation():
         )
         assert math.isnan(found.pearson.value) is not known
         assert ("luck of training runs" in found.spearman.reason) is not known
+
+
+def test_baselines_that_are_all_nearly_perfect_make_no_line():
+    found = effective_robustness(
+        0.9995, 0.5, [0.9991, 0.9993, 0.9995, 0.9997, 0.9999], [0.5] * 5, robust_error=0.01
+    )
+    assert "too few for a line" in found.reason

@@ -46,16 +46,21 @@ def test_one_seed_is_the_paired_interval_of_agresti_and_min():
     assert mcnemar(treated, baseline) == found.p_value
 
 
-def test_a_constant_answer_is_one_that_the_majority_is_within_the_interval_of():
-    labels = np.array([1] * 60 + [0] * 40)
-    bound = (
-        proportion.proportion_confint(69, 100, method="wilson")[0],
-        proportion.proportion_confint(70, 100, method="wilson")[0],
-    )
-    assert bound[0] < 0.6 < bound[1]
-    for right, expected in ((100, False), (70, False), (69, True), (60, True), (10, True)):
-        assert is_constant(np.arange(100) < right, labels) is expected
+def test_a_constant_answer_finds_labels_no_better_than_guessing():
+    labels = np.array([0] * 90 + [1] * 10)
+    for answers, expected in (
+        (np.zeros(100), True),  # 90 % right
+        (np.ones(100), True),
+        (labels, False),
+        (np.where(np.arange(100) < 96, 0, 1), False),  # 94 % right, and 4 of 10 found
+        (np.where(np.arange(100) < 99, 0, 1), False),
+        (np.arange(100) % 2, True),
+    ):
+        correct = answers == labels
+        informedness = np.mean(answers[labels == 1] == 1) - np.mean(answers[labels == 0] == 1)  # Youden 1950
+        assert is_constant(correct, labels) is expected is bool(informedness < 0.1 - 1e-9)
     assert not is_constant([], [])
+    assert not is_constant([True, True], [1, 1])  # of one label nothing can be said
 
 
 def test_mcnemar_without_a_change():

@@ -173,3 +173,12 @@ def test_needed_items_and_seeds():
     assert needed(parts, 0.03, most_items=items).num_seeds == 5
     assert needed(Components(math.nan, 0.1, 0.0), 0.03) is None
     assert needed_items(Components(math.nan, 0.1, 0.0), 0.03, 1) is not None
+
+
+def test_the_ratio_holds_nothing_exactly_where_the_effect_does():
+    # Seeds that agree exactly: their spread is what rounding leaves.
+    on = np.repeat([[1.0] * 40 + [0.0] * 60], 2, axis=0), np.zeros((2, 100))
+    for gained in range(3, 9):
+        off = np.repeat([[1.0] * gained + [0.0] * (100 - gained)], 2, axis=0), np.zeros((2, 100))
+        ratio, other = transfer_ratio(on, off), effect(*off)
+        assert (ratio.low > 0) is (other.low > 0), gained
