@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from lightning_robust.results import Effect, effect, holm, load_study
-from lightning_robust.results.statistics import accuracy, wilson
+from lightning_robust.results.statistics import accuracy
 
 SHARED = Path("../shared")
 RESULTS = Path("benchmarks/defense_study.jsonl")
@@ -192,10 +192,8 @@ def _accuracy(
 
 
 def _is_collapsed(runs: dict[tuple[str, int], dict[str, Any]], row: str, seeds: list[int]) -> bool:
-    """Return whether half of the runs are no better on clean items than a constant answer."""
-    clean = [_unpacked(runs[row, s]["right"]["clean/clean"]) for s in seeds]
-    low = [wilson(float(right.mean()), len(right))[0] for right in clean]
-    constant = [one <= runs[row, s]["majority"] for one, s in zip(low, seeds, strict=True)]
+    """Return whether half of the runs are hardly better on clean items, whose labels are even, than a constant answer."""
+    constant = [_unpacked(runs[row, s]["right"]["clean/clean"]).mean() < 0.55 for s in seeds]
     return bool(sum(constant) >= len(seeds) / 2)
 
 
