@@ -263,6 +263,24 @@ def test_checkpoint_of_another_label_count_or_backbone(tmp_path, capsys):
     assert "no checkpoint" in failure(capsys, ["evaluate", "missing.ckpt", "-c", other])
 
 
+def test_evaluate_says_that_defended_predictors_are_left_out(tmp_path, capsys):
+    from lightning_robust import Backbone, RobustClassifier
+
+    RobustClassifier(Backbone("demo")).save_pretrained("export")
+    path = recipe(tmp_path)
+    assert main(["evaluate", "export", "-c", path, "--no-attack"]) == 0
+    assert "inference_defenses" not in capsys.readouterr().out
+    content = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    content["trainer"]["callbacks"][0]["init_args"]["inference_defenses"] = {
+        "vote": {"name": "RandomMaskVote"}
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    assert main(["evaluate", "export", "-c", path, "--no-attack"]) == 0
+    told = capsys.readouterr().out
+    assert "warning: The recipe's inference_defenses (vote) are left out" in told
+    assert "lightning-robust test" in told
+
+
 def test_evaluate_says_what_is_missing(tmp_path, capsys):
     assert "nothing to evaluate" in failure(capsys, ["evaluate", "export"])
     (tmp_path / "clean.tsv").write_text("text\tlabel\ngood\t1\nbad\t0\n")

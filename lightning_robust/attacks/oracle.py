@@ -40,8 +40,9 @@ class VictimLike(Protocol):
     One that packs batches itself may have ``predict_packed(texts, max_batch_tokens, max_batch_size)``, and
     one whose weights may change ``state_key()``, which names their present state. One that cuts long texts
     off may say where by ``readable_characters(texts)``, so that attacks leave the rest alone. One that proves
-    something about its predictions may have ``certificates(texts, max_batch_tokens, max_batch_size)``. See
-    `lightning_robust.modules.victim.Victim` and `lightning_robust.defenses.inference`.
+    something about its predictions may have ``certificates(texts, answers, max_batch_tokens, max_batch_size)``,
+    where the answers are those that it gave. See `lightning_robust.modules.victim.Victim` and
+    `lightning_robust.defenses.inference`.
     """
 
     def __call__(self, texts: list[Text], /) -> Tensor: ...
@@ -124,13 +125,24 @@ class Oracle:
                 answers.append(self._rows([probabilities[text] for text in request]))
         return answers
 
-    def certificates(self, texts: list[Text]) -> list[Any]:
-        """Return what a victim that can prove something about its predictions proves, else None for each text."""
+    def certificates(self, answered: Sequence[tuple[Text, Tensor]]) -> list[Any]:
+        """Return what a victim that can prove something about its predictions proves, else None, for each text.
+
+        Args:
+            answered: Texts, each with the probabilities ``(1, classes)`` that it was answered by. One that the
+                victim raises on gets a `Failure`.
+        """
         certify = getattr(self.victim, "certificates", None)
-        if not callable(certify) or not texts:
-            return [None] * len(texts)
+        if not callable(certify) or not answered:
+            return [None] * len(answered)
+
+        def call(some: list[tuple[Text, Tensor]]) -> list[Any]:
+            answers = torch.cat([answer for _, answer in some])
+            found = certify([text for text, _ in some], answers, self.max_batch_tokens, self.max_batch_size)
+            return list(found)
+
         with _autocast(self.autocast):
-            return list(certify(texts, self.max_batch_tokens, self.max_batch_size))
+            return _halved_on_error(call, list(answered), "the victim")
 
     def check_label(self, item: Item) -> None:
         """Raise where an item's label is none of the victim's classes."""
@@ -184,19 +196,8 @@ class Oracle:
         return rows
 
     def _checked(self, answer: Any, texts: list[Text]) -> list[Any]:
-        try:
-            is_rows = isinstance(answer, list | tuple) and any(isinstance(row, Tensor) for row in answer)
-            probabilities = torch.stack(list(answer)) if is_rows else torch.as_tensor(answer)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise AttackError(
-                f"Expected the victim to return probabilities of shape ({len(texts)}, classes), as a tensor, an "
-                f"array or a list of rows, but got {type(answer).__name__} {_shown(answer)}: {error}."
-            ) from error
-        exact = probabilities.dtype not in (torch.bfloat16, torch.float16)
-        probabilities = probabilities.detach().float().cpu()
-        self._check(probabilities, texts, 1e-3 if exact else 2e-2)
-        if not exact:
-            probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
+        probabilities = checked_probabilities(answer, texts, self.num_classes)
+        self.num_classes = probabilities.shape[1]
         rows: list[Any] = probabilities.tolist()
         return rows
 
@@ -216,7 +217,7 @@ class Oracle:
             raise AttackError(
                 f"Expected {len(queries)} answers from `embedding_gradients`, but got {len(answers)}."
             )
-        self._check(torch.stack([a.probabilities for a in answers]), [q.text for q in queries])
+        self._checked(torch.stack([a.probabilities for a in answers]), [q.text for q in queries])
         for query, answer in zip(queries, answers, strict=True):
             if not answer.gradient.isfinite().all():
                 raise AttackError(
@@ -224,25 +225,52 @@ class Oracle:
                 )
         return answers
 
-    def _check(self, answer: Tensor, texts: Sequence[Text], tolerance: float = 1e-3) -> None:
-        classes = self.num_classes or (answer.shape[1] if answer.ndim == 2 else 0)
-        if classes < 2 or tuple(answer.shape) != (len(texts), classes):
+
+def checked_probabilities(answer: Any, texts: Sequence[Text], classes: int | None = None) -> Tensor:
+    """Return a victim's answer to texts as probabilities ``(len(texts), classes)``, float32 on the CPU.
+
+    Rows of half precision are made to sum to 1.
+
+    Args:
+        answer: A tensor, an array or a list of rows.
+        texts: What the victim was asked.
+        classes: Their number, where it is known.
+
+    Raises:
+        AttackError: If it is something else.
+    """
+    try:
+        is_rows = isinstance(answer, list | tuple) and any(isinstance(row, Tensor) for row in answer)
+        probabilities = torch.stack(list(answer)) if is_rows else torch.as_tensor(answer)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AttackError(
+            f"Expected the victim to return probabilities of shape ({len(texts)}, classes), as a tensor, an "
+            f"array or a list of rows, but got {type(answer).__name__} {_shown(answer)}: {error}."
+        ) from error
+    exact = probabilities.dtype not in (torch.bfloat16, torch.float16)
+    probabilities = probabilities.detach().float().cpu()
+    _check_rows(probabilities, texts, classes, 1e-3 if exact else 2e-2)
+    return probabilities if exact else probabilities / probabilities.sum(dim=1, keepdim=True)
+
+
+def _check_rows(answer: Tensor, texts: Sequence[Text], classes: int | None, tolerance: float) -> None:
+    classes = classes or (answer.shape[1] if answer.ndim == 2 else 0)
+    if classes < 2 or tuple(answer.shape) != (len(texts), classes):
+        raise AttackError(
+            f"Expected the victim to return probabilities of shape ({len(texts)}, {classes or 'classes'}) "
+            f"for {len(texts)} texts, with two or more classes, but got {tuple(answer.shape)}."
+        )
+    for fault, rows in (
+        ("finite probabilities", ~answer.isfinite().all(dim=1)),
+        ("probabilities that are not negative", (answer < 0).any(dim=1)),
+        ("probabilities that sum to 1", (answer.sum(dim=1) - 1).abs() > tolerance),
+    ):
+        if rows.any():
+            row = int(rows.nonzero()[0])
             raise AttackError(
-                f"Expected the victim to return probabilities of shape ({len(texts)}, {classes or 'classes'}) "
-                f"for {len(texts)} texts, with two or more classes, but got {tuple(answer.shape)}."
+                f"Expected {fault} from the victim, but got {answer[row].tolist()} in row {row} of "
+                f"{len(texts)}, for the text {_shown(texts[row])}."
             )
-        self.num_classes = classes
-        for fault, rows in (
-            ("finite probabilities", ~answer.isfinite().all(dim=1)),
-            ("probabilities that are not negative", (answer < 0).any(dim=1)),
-            ("probabilities that sum to 1", (answer.sum(dim=1) - 1).abs() > tolerance),
-        ):
-            if rows.any():
-                row = int(rows.nonzero()[0])
-                raise AttackError(
-                    f"Expected {fault} from the victim, but got {answer[row].tolist()} in row {row} of "
-                    f"{len(texts)}, for the text {_shown(texts[row])}."
-                )
 
 
 class _Known:

@@ -60,7 +60,15 @@ def evaluate(out: Console, options: argparse.Namespace) -> None:
         RobustError: If the model or an environment cannot be loaded, or nothing is to be evaluated.
     """
     recipe = _recipe(options.config)
-    plan = _plan(options, recipe)
+    settings = _monitor_settings(recipe)
+    plan = _plan(options, settings)
+    if defenses := settings.get("inference_defenses"):
+        out.print(
+            f"warning: The recipe's inference_defenses ({', '.join(defenses)}) are left out: the plain model is evaluated. "
+            "To measure them, use the recipe's monitor: lightning-robust test -c RECIPE --ckpt_path FILE, or fit.",
+            soft_wrap=True,
+            markup=False,
+        )
     environments = _environments(options, recipe)
     evaluation = _evaluation(plan, environments)
     victim, about = load_victim(options.model, options.max_length)
@@ -101,11 +109,13 @@ def _recipe(names: Sequence[str]) -> dict[str, Any]:
     return merged
 
 
-def _plan(options: argparse.Namespace, recipe: Mapping[str, Any]) -> _Plan:
+def _monitor_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     callbacks = (recipe.get("trainer") or {}).get("callbacks") or []
     monitors = [c for c in callbacks if str(c.get("class_path")).endswith("RobustnessMonitor")]
-    settings: dict[str, Any] = (monitors[-1].get("init_args") or {}) if monitors else {}
+    return (monitors[-1].get("init_args") or {}) if monitors else {}
 
+
+def _plan(options: argparse.Namespace, settings: Mapping[str, Any]) -> _Plan:
     def pick(option: Any, name: str, default: Any) -> Any:
         return option if option is not None else settings.get(name, default)
 

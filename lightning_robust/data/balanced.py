@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from lightning_robust.errors import ConfigError
@@ -31,7 +32,7 @@ class DomainBalancedSampler(DistributedSampler[int]):
 
     def __init__(
         self,
-        domains: Sequence[Hashable],
+        domains: Sequence[Hashable] | Tensor,
         batch_size: int,
         num_replicas: int = 1,
         rank: int = 0,
@@ -39,7 +40,8 @@ class DomainBalancedSampler(DistributedSampler[int]):
     ) -> None:
         super().__init__(range(len(domains)), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
         members: dict[Hashable, list[int]] = {}
-        for index, domain in enumerate(domains):
+        # The elements of a tensor are all different keys.
+        for index, domain in enumerate(domains.tolist() if isinstance(domains, Tensor) else domains):
             members.setdefault(domain, []).append(index)
         self.members = list(members.values())
         self.batch_size = batch_size

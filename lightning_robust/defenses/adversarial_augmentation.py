@@ -20,21 +20,21 @@ from lightning_robust.attacks.blind import rehearse
 from lightning_robust.data.environments import as_environment
 from lightning_robust.data.items import Item
 from lightning_robust.data.sampling import seeded_sample
-from lightning_robust.defenses.base import Batch, Defense, Step, take_turns
+from lightning_robust.defenses.base import Batch, Defense, Step, starts_anew, take_turns
 from lightning_robust.defenses.batches import batch_size, take_rows
 from lightning_robust.defenses.checks import check_epochs, expect
 from lightning_robust.defenses.domains import UNKNOWN
 from lightning_robust.defenses.extra_rows import join_rows, rows_like
-from lightning_robust.defenses.texts import length_limit, longest_row, needed_tokenizer
+from lightning_robust.defenses.texts import cut_at, length_limit, longest_rows, needed_tokenizer
 from lightning_robust.defenses.training_attack import TrainingAttack, perturbed
 from lightning_robust.errors import ConfigError
-from lightning_robust.modules.encoding import encode
 from lightning_robust.modules.unseen import leaving_no_trace
 from lightning_robust.modules.victim import find_victim
 from lightning_robust.results import Record
 
 logger = logging.getLogger(__name__)
 
+_KEPT_ROWS = 8  # a whole text may be as long as those that were cut
 _NOT_IN_KEY = ("items", "collate", "victim", "tokenizer", "max_batch_tokens", "progress")
 
 
@@ -46,7 +46,7 @@ class AdversarialAugmentation(Defense):
     their example's label and domain, until the next attack: spread evenly over the batches, each once per epoch in
     a new order. With n rows of a batch and m adversarial ones the loss is (n·L(batch) + m·α·L(adversarial)) /
     (n + m·α), where α is ``weight``. Steps per epoch, data loaders and learning-rate schedules stay as they are.
-    Where the data loader has cut long texts before the attack, adversarial ones are cut at its longest row.
+    Where the data loader's longest row before the attack is but the beginning of its text, adversarial ones are cut there.
 
     Source: Yoo and Qi 2021, arXiv 2109.00544 (A2T); attacking between epochs is theirs. There the training set is
     attacked until a share of its size has succeeded, always with A2T (``attack="a2t"``); here a share is attacked,
@@ -135,7 +135,7 @@ class AdversarialAugmentation(Defense):
         self._domains: dict[str, int] | None = None
         self._tokenizer: Any = None
         self._max_length = 0
-        self._longest = 0
+        self._longest: list[list[int]] = []
         self._cut_at: int | None = None
         self._tried = False
         self._pool: list[Item] = []
@@ -153,10 +153,9 @@ class AdversarialAugmentation(Defense):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         take_turns(trainer)
-        if stage == "fit" and trainer.current_epoch == 0:
-            # Another training; that of a checkpoint is restored after this hook.
+        if stage == "fit" and starts_anew(trainer):
             self._pool, self._attacked, self._folder = [], None, None
-            self._longest, self._cut_at = 0, None
+            self._longest, self._cut_at = [], None
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._active:
@@ -255,7 +254,7 @@ class AdversarialAugmentation(Defense):
         if not self._active or since < 0 or (self._attacked is not None and self._attacked >= due):
             return
         chosen = self._chosen(trainer)
-        self._cut_at = self._length_of_cut_rows(trainer, chosen)
+        self._cut_at = self._length_of_cut_rows(trainer)
         attack = TrainingAttack(
             self.attack,
             self._find_victim(pl_module),
@@ -275,14 +274,19 @@ class AdversarialAugmentation(Defense):
         keys = [(trainer.current_epoch, item.id) for item in self._items]
         return seeded_sample(self._items, keys, size, self.seed)
 
-    def _length_of_cut_rows(self, trainer: Trainer, items: list[Item]) -> int | None:
-        """The longest loaded row's length where an item would be longer: so the data loader cuts them."""
+    def _length_of_cut_rows(self, trainer: Trainer) -> int | None:
         if self._tokenizer is None or self.collate is not None:
             return None
-        mine = torch.tensor(self._longest, device=trainer.strategy.root_device)
-        longest = int(trainer.strategy.reduce(mine, reduce_op="max"))
-        whole = encode(self._tokenizer, [item.text for item in items], self._max_length)
-        return longest if 0 < longest < max(len(one.input_ids) for one in whole) else None
+        found = cut_at(self._longest, [item.text for item in self._items], self._tokenizer, self._max_length)
+        mine = torch.tensor(found or 0, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(mine, reduce_op="max")) or None
+
+    def _note_longest(self, batch: Batch) -> None:
+        rows = longest_rows(batch, self._tokenizer)
+        more = len(rows[0]) - (len(self._longest[0]) if self._longest else 0)
+        if more >= 0:
+            kept = [] if more else self._longest
+            self._longest = [*kept, *(row for row in rows if row not in kept)][:_KEPT_ROWS]
 
     def _log(self, module: LightningModule, records: Sequence[Record]) -> None:
         attacked = sum(record.status in ("success", "failed") for record in records)
@@ -310,7 +314,7 @@ class AdversarialAugmentation(Defense):
             return step(batch)
         self._try(batch)
         if self.collate is None:
-            self._longest = max(self._longest, longest_row(batch, self._tokenizer))
+            self._note_longest(batch)
         items = self._due()
         if not items:
             return step(batch)

@@ -30,7 +30,8 @@ class ALUM(ConsistencyDefense):
         seed: Of the random direction.
 
     Raises:
-        ConfigError: If a setting is out of range; when fit starts, if there are no embeddings or no logits.
+        ConfigError: If a setting is out of range; when fit starts, if there are no embeddings or no logits; at the
+            first batch, if there is one class only.
     """
 
     moves_clean = False

@@ -14,7 +14,7 @@ from lightning_robust.defenses.checks import check_names, expect_seed
 from lightning_robust.defenses.settings import settings_of
 from lightning_robust.errors import ConfigError
 
-__all__ = ["Batch", "Defense", "Step", "take_turns"]
+__all__ = ["Batch", "Defense", "Step", "starts_anew", "take_turns"]
 
 
 class Defense(Callback):
@@ -133,6 +133,15 @@ class Defense(Callback):
         if self._chain is not None:
             self._chain.restore()
             self._chain = None
+
+
+def starts_anew(trainer: Trainer) -> bool:
+    """Whether what a defense remembers is of another training than the fit that is set up now.
+
+    A checkpoint's state is loaded after that. Otherwise the trainer goes on with what it did before.
+    """
+    # The path may be that of an evaluation, between two fits that belong together.
+    return trainer.current_epoch == 0 and (trainer.global_step == 0 or trainer.ckpt_path is not None)
 
 
 def take_turns(trainer: Trainer) -> None:

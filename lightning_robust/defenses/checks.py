@@ -82,7 +82,7 @@ def check_names(settings: Mapping[str, Any]) -> None:
 
 
 def check_epochs(trainer: Trainer, first: int, what: str) -> None:
-    """Check that training goes on for more than its ``first`` epochs, as far as they are bounded.
+    """Check that training, if there is any, goes on for more than its ``first`` epochs, as far as they are bounded.
 
     Args:
         trainer: That of the fit that starts; a dry run (``fast_dev_run``) may be shorter.
@@ -93,7 +93,7 @@ def check_epochs(trainer: Trainer, first: int, what: str) -> None:
         ConfigError: If training ends before.
     """
     epochs = trainer.max_epochs
-    if epochs is not None and 0 <= epochs <= first and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if epochs is not None and 0 < epochs <= first and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         raise ConfigError(f"Expected `max_epochs` to be more than {what}, but got {epochs}.")
 
 

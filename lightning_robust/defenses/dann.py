@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 
+from lightning_robust.defenses.base import starts_anew
 from lightning_robust.defenses.checks import expect
 from lightning_robust.defenses.features import FeatureDefense
 from lightning_robust.defenses.head import Pass
@@ -92,8 +93,10 @@ class DANN(FeatureDefense):
         self._rows = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # before the state of a checkpoint is loaded
+        if stage == "fit":
+            state = {} if starts_anew(trainer) else self.state_dict()
             self._forget()
+            self._loaded = state
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().check(trainer, pl_module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import ClassVar
 
 import torch
@@ -92,16 +93,16 @@ class DomainDefense(ComparesDomains):
 
     Args:
         domain_key: Where a batch holds its rows' domains: a dict key or a tuple index.
+        label_key: Where a batch may hold its rows' classes, in the same way; it need not.
     """
 
     aim = "ood"
     needs: ClassVar[tuple[str, ...]] = ("domains",)
-    label_key: str | int = "labels"
-    """Where a batch may hold its rows' classes."""
 
-    def __init__(self, domain_key: str | int = "domain") -> None:
+    def __init__(self, domain_key: str | int = "domain", label_key: str | int = "labels") -> None:
         super().__init__()
         self.domain_key = domain_key
+        self.label_key = label_key
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().check(trainer, pl_module)
@@ -116,8 +117,8 @@ class DomainDefense(ComparesDomains):
         unknown = risks.pop(UNKNOWN, None)
         if unknown is None or not risks:
             return self.combine(risks) if unknown is None else unknown
-        domains = domains_of(batch, self.domain_key).cpu()
-        share = float((domains[self.counted_rows(batch, domains)] == UNKNOWN).double().mean())
+        sizes = self.sizes(batch, domains_of(batch, self.domain_key))
+        share = sizes[UNKNOWN] / sizes.total()
         return (1 - share) * self.combine(risks) + share * unknown
 
     def domain_risks(self, step: Step, batch: Batch) -> dict[int, Tensor]:
@@ -129,7 +130,7 @@ class DomainDefense(ComparesDomains):
             ConfigError: If the batch does not hold domains, or not one for each row.
         """
         domains = self.read_domains(batch)
-        counted = torch.unique(domains[self.counted_rows(batch, domains)]).tolist()
+        counted = sorted(self.sizes(batch, domains))
         if len(torch.unique(domains)) == 1 or not counted:
             return {counted[0] if counted else UNKNOWN: step(batch)}
         risks = {}
@@ -139,7 +140,7 @@ class DomainDefense(ComparesDomains):
                 risks[domain] = step(take_rows(batch, rows))
         return risks
 
-    def counted_rows(self, batch: Batch, domains: Tensor) -> Tensor:
-        """Return which rows ``(batch,)`` are of ``domains`` with a labelled row in the batch, on the CPU."""
+    def sizes(self, batch: Batch, domains: Tensor) -> Counter[int]:
+        """Return how many labelled rows the batch has of each of the ``domains`` ``(batch,)`` that has any."""
         labelled = labelled_rows(batch, self.label_key)
-        return torch.isin(domains, domains if labelled is None else domains[labelled])
+        return Counter((domains if labelled is None else domains.cpu()[labelled]).tolist())

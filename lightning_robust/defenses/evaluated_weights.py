@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from lightning_robust.defenses.base import Defense, take_turns
+from lightning_robust.defenses.base import Defense, starts_anew, take_turns
 from lightning_robust.errors import ConfigError
 
 Weights = dict[str, Tensor]
@@ -62,7 +62,7 @@ class EvaluatedWeights(Defense):
     # Lightning's hooks --------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
+        if stage == "fit" and starts_anew(trainer):
             self._training, self._followed = None, set()
             self.reset()
         take_turns(trainer)

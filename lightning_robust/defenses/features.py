@@ -56,7 +56,7 @@ class FeatureDefense(ComparesDomains):
             return step(batch)
         assert self._head is not None
         domains = self.read_domains(batch)
-        with self._head.watch(self.chain) as seen:
+        with self._head.watch(self.chain, least_classes=1) as seen:
             loss = step(batch)
         penalties = [self._penalty(each, domains[each.rows]) for each in seen.passes()]
         return loss + torch.stack(penalties).mean()

@@ -41,6 +41,7 @@ class Fish(DomainDefense):
     Args:
         epsilon: ε, the share of the way that is kept.
         domain_key: Where a batch holds its rows' domains: a dict key or a tuple index.
+        label_key: Where a batch may hold its rows' classes, in the same way; it need not.
         seed: Of the domains' order.
 
     Raises:
@@ -51,8 +52,14 @@ class Fish(DomainDefense):
     place = "first"
     cost = 1.31
 
-    def __init__(self, epsilon: float = 0.5, domain_key: str | int = "domain", seed: int = 0) -> None:
-        super().__init__(domain_key)
+    def __init__(
+        self,
+        epsilon: float = 0.5,
+        domain_key: str | int = "domain",
+        label_key: str | int = "labels",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(domain_key, label_key)
         self.epsilon = expect("epsilon", epsilon, at_least=0, at_most=1)
         self.seed = seed
         self._start: list[tuple[Tensor, Tensor]] = []
@@ -73,17 +80,17 @@ class Fish(DomainDefense):
         if self.epsilon == 0:
             return step(batch)
         domains = self.read_domains(batch)
-        counted = self.counted_rows(batch, domains)
-        shares = self._shares(Counter(domains[counted].tolist()))
+        sizes = self.sizes(batch, domains)
+        shares = self._shares(sizes)
         if not shares:  # no label in the batch
             return step(batch)
         self._start = [(p, p.detach().clone()) for p in self._weights()]
+        rows = {domain: (domains == domain) & (sizes[domain] > 0) for domain in shares}
+        *others, last = shares
         try:
-            for domain in list(shares)[:-1]:
-                self._step(step, batch, counted & (domains == domain), shares[domain])
-            last = list(shares)[-1]
-            share = shares[last] * self.chain.trainer.world_size
-            return self._loss(step, batch, counted & (domains == last), share)
+            for domain in others:
+                self._step(step, batch, rows[domain], shares[domain])
+            return self._loss(step, batch, rows[last], shares[last] * self.chain.trainer.world_size)
         except BaseException:  # a skipped batch among them: no optimizer step follows
             self._put_back()
             raise

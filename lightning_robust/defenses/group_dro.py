@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_robust.defenses.base import Batch, Step
+from lightning_robust.defenses.base import Batch, Step, starts_anew
 from lightning_robust.defenses.batches import domains_of
 from lightning_robust.defenses.checks import expect
 from lightning_robust.defenses.domains import UNKNOWN, DomainDefense
@@ -34,6 +33,7 @@ class GroupDRO(DomainDefense):
     Args:
         step_size: η. 0 is training without the defense, whatever the domains' sizes.
         domain_key: Where a batch holds its rows' domains: a dict key or a tuple index.
+        label_key: Where a batch may hold its rows' classes, in the same way; it need not.
 
     Raises:
         ConfigError: If a setting is out of range; when fit starts or at the first batch, if there are no domains.
@@ -41,8 +41,10 @@ class GroupDRO(DomainDefense):
 
     cost = 1.08
 
-    def __init__(self, step_size: float = 0.01, domain_key: str | int = "domain") -> None:
-        super().__init__(domain_key)
+    def __init__(
+        self, step_size: float = 0.01, domain_key: str | int = "domain", label_key: str | int = "labels"
+    ) -> None:
+        super().__init__(domain_key, label_key)
         self.step_size = expect("step_size", step_size, at_least=0)
         # Logarithms: after many steps a weight may be too small for a float, and would never come back.
         self._log_weights: dict[int, float] = {}
@@ -55,7 +57,7 @@ class GroupDRO(DomainDefense):
         return {domain: math.exp(value) for domain, value in self._log_weights.items()}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # before the state of a checkpoint is loaded
+        if stage == "fit" and starts_anew(trainer):
             self._log_weights = {}
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,7 +72,7 @@ class GroupDRO(DomainDefense):
         risks = super().domain_risks(step, batch)
         if not self._moved:
             self._moved = True
-            sizes = Counter(domains_of(batch, self.domain_key).tolist())
+            sizes = self.sizes(batch, domains_of(batch, self.domain_key))
             values = torch.stack([risk.detach() for risk in risks.values()]).tolist()
             self._move({d: (value, sizes[d]) for d, value in zip(risks, values, strict=True) if d != UNKNOWN})
         return risks

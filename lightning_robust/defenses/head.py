@@ -142,14 +142,18 @@ class ClassifierHead:
         self.layer = found[0]
 
     @contextmanager
-    def watch(self, chain: DefenseChain) -> Iterator[Seen]:
+    def watch(self, chain: DefenseChain, *, least_classes: int = 2) -> Iterator[Seen]:
         """Keep what the classifier puts out inside this context, with its graph.
 
+        Args:
+            chain: That of the defense that watches.
+            least_classes: 1 where the logits themselves do not matter.
+
         Raises:
-            ConfigError: If the step did not call the classifier, or what it put out is no logits.
+            ConfigError: If the step did not call the classifier, or what it put out is no logits, or of fewer classes.
         """
         seen = Seen()
-        watching = _Watching(chain, seen, of_layer=not self._models)
+        watching = _Watching(chain, seen, of_layer=not self._models, least_classes=least_classes)
         with ExitStack() as hooks:
             hooks.callback(self.layer.register_forward_pre_hook(watching.given, with_kwargs=True).remove)
             if self._models:
@@ -170,12 +174,13 @@ class ClassifierHead:
 class _Watching:
     """The hooks of one `ClassifierHead.watch`."""
 
-    def __init__(self, chain: DefenseChain, seen: Seen, *, of_layer: bool) -> None:
+    def __init__(self, chain: DefenseChain, seen: Seen, *, of_layer: bool, least_classes: int) -> None:
         self.plain: set[Call] = set()
         """Calls that no inner defense perturbed."""
         self._chain = chain
         self._seen = seen
         self._of_layer = of_layer
+        self._least_classes = least_classes
         self._depth = len(chain.row_stack)
         self._perturbations = chain.perturbations
         self._calls: Counter[Rows] = Counter()
@@ -200,6 +205,11 @@ class _Watching:
             raise ConfigError(
                 f"Expected logits (rows, classes) from {type(module).__name__}, but got {there}. "
                 'Name the layer whose output they are: head="path.to.submodule".'
+            )
+        if logits.shape[1] < self._least_classes:
+            raise ConfigError(
+                f"Expected logits for {self._least_classes} or more classes from {type(module).__name__}, but got "
+                f"{logits.shape[1]}. Give each class a logit of its own, with cross-entropy instead of a binary loss."
             )
         rows = self._chain.rows_since(self._depth)
         call = (rows, self._calls[rows])

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_robust.defenses.base import Batch, Defense, Step
+from lightning_robust.defenses.base import Batch, Defense, Step, starts_anew
 from lightning_robust.defenses.batches import UNLABELLED, _holds, batch_size
 from lightning_robust.defenses.checks import check_epochs, expect
 from lightning_robust.defenses.head import ClassifierHead, Pass, Seen
@@ -37,7 +37,7 @@ class JTT(Defense):
 
     Rows are told apart by ``id_key``; where a batch does not hold it, by their label and tokens (``input_ids`` as far
     as ``attention_mask`` goes). A row that the first stage did not see counts as classified correctly, as do unlabelled
-    ones and those that a defense adds to the batch.
+    ones. What a defense adds to the batch is no error of its own; with an example's ``id_key`` it has that one's weight.
 
     Args:
         identification_epochs: Of the first stage; 0 is training without the defense.
@@ -81,8 +81,7 @@ class JTT(Defense):
         self._settled: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.current_epoch == 0:
-            # Another training; that of a checkpoint is restored after this hook.
+        if stage == "fit" and starts_anew(trainer):
             self._start, self._wrong, self._retraining = None, {}, False
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:

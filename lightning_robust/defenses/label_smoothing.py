@@ -10,7 +10,6 @@ from lightning_robust.defenses.base import Batch, Defense, Step
 from lightning_robust.defenses.batches import labelled_rows
 from lightning_robust.defenses.checks import expect
 from lightning_robust.defenses.head import ClassifierHead, Pass
-from lightning_robust.errors import ConfigError
 
 
 class LabelSmoothing(Defense):
@@ -60,8 +59,4 @@ def _uniform_cross_entropy(seen: Pass, labelled: Tensor | None) -> Tensor:
     logits = seen.logits
     if labelled is not None:
         logits = logits[labelled[seen.rows].to(logits.device)]
-    if logits.shape[1] < 2:
-        raise ConfigError(
-            "Expected logits for 2 or more classes, which LabelSmoothing spreads labels over, but got 1."
-        )
     return -logits.log_softmax(-1).sum() / max(1, logits.numel())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_robust.defenses.chain import DefenseChain
 from lightning_robust.errors import ConfigError
+from lightning_robust.modules.encoding import special_ids
 from lightning_robust.modules.finding import known_tokenizer
 
 Rows = tuple[int, ...] | None
@@ -305,14 +306,14 @@ def uniform_start(output: Tensor, mask: Tensor, magnitude: float, generator: tor
 def special_token_ids(module: LightningModule, layer: nn.Module | None) -> frozenset[int]:
     """Return the ids that no perturbation may touch, as far as the module or its data module tells.
 
-    From the tokenizer where there is one (the unknown token stands for a word and is left out),
-    otherwise from the model's configuration and the layer's ``padding_idx``.
+    From the tokenizer where there is one, otherwise from the model's configuration, and from the layer's
+    ``padding_idx``.
     """
     padding = getattr(layer, "padding_idx", None)
     ids = set() if padding is None else {int(padding)}
     tokenizer = known_tokenizer(module)
     if tokenizer is not None:
-        return frozenset(ids | (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}))
+        return special_ids(tokenizer) | ids
     configs = [c for m in module.modules() if hasattr(c := getattr(m, "config", None), "model_type")]
     for config in configs:
         for name in ("pad", "bos", "eos", "cls", "sep"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -59,6 +61,10 @@ class SAM(Defense):
             raise
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._put_back()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        # Lightning's StochasticWeightAveraging ends with an epoch without backward passes.
         self._put_back()
 
     @torch.no_grad()

@@ -32,7 +32,8 @@ class SIFT(SMART):
         seed: Of the random start.
 
     Raises:
-        ConfigError: If a setting is out of range; when fit starts, if there are no embeddings or no logits.
+        ConfigError: If a setting is out of range; when fit starts, if there are no embeddings or no logits; at the
+            first batch, if there is one class only.
     """
 
     cost = 2.62

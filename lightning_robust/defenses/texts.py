@@ -15,7 +15,7 @@ from lightning_robust.data.items import Text
 from lightning_robust.defenses.base import Batch, Defense
 from lightning_robust.defenses.chain import DefenseChain
 from lightning_robust.errors import ConfigError
-from lightning_robust.modules.encoding import _own_settings_kept, encode
+from lightning_robust.modules.encoding import _own_settings_kept, encode, special_ids
 from lightning_robust.modules.finding import find_tokenizer
 
 _REMADE = ("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask")
@@ -70,13 +70,38 @@ def row_limit(batch: Batch, texts: Sequence[Text], tokenizer: Any, max_length: i
     return max(map(len, rows)) if rows != whole and _are_tokens_of(rows, texts, tokenizer) else max_length
 
 
-def longest_row(batch: Batch, tokenizer: Any) -> int:
-    """Return the number of tokens in the longest row of a batch, without padding.
+def longest_rows(batch: Batch, tokenizer: Any) -> list[list[int]]:
+    """Return the tokens of the batch's rows that are as long as its longest one, without padding.
 
     Raises:
         ConfigError: If the batch is no dict with ``input_ids``.
     """
-    return int((_ids_and_mask(batch, tokenizer.pad_token_id)[1] != 0).sum(1).max())
+    ids, mask = _ids_and_mask(batch, tokenizer.pad_token_id)
+    real = mask != 0
+    lengths = real.sum(1)
+    return [ids[row][real[row]].tolist() for row in torch.nonzero(lengths == lengths.max()).flatten()]
+
+
+def cut_at(rows: list[list[int]], texts: Sequence[Text], tokenizer: Any, max_length: int) -> int | None:
+    """Return the length of ``rows`` where one of them is but the beginning of a text; None where nothing shows a cut.
+
+    Args:
+        rows: Tokens of the longest rows that a data loader made of the texts, all of one length.
+        texts: All that it may have made rows of.
+        tokenizer: That of the rows.
+        max_length: Tokens that a row may have.
+    """
+    if not rows:
+        return None
+    length = len(rows[0])
+    begun: dict[tuple[int, ...], list[Text]] = {tuple(row): [] for row in rows}
+    for text, one in zip(texts, encode(tokenizer, texts, length), strict=True):
+        begun.get(tuple(one.input_ids), []).append(text)
+    for sources in begun.values():
+        whole = [len(one.input_ids) for one in encode(tokenizer, sources, max_length)]
+        if whole and min(whole) > length:
+            return length
+    return None
 
 
 def texts_of(
@@ -207,8 +232,7 @@ def _are_tokens_of(rows: list[list[int]], texts: Sequence[Text], tokenizer: Any)
 
 
 def _decoded(row: list[int], tokenizer: Any) -> str:
-    # Masks and unknown tokens stand for words.
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id, tokenizer.mask_token_id}
+    special = special_ids(tokenizer) - {tokenizer.mask_token_id}  # masks stand for words
     words = [i for i, token in enumerate(row) if token not in special]
     if words and any(token in special for token in row[words[0] : words[-1]]):
         raise ConfigError(

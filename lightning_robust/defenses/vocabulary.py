@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_robust.modules.encoding import special_ids
+
 _BEGINS = ("Ġ", "▁")  # byte-level BPE, SentencePiece
 _BREAKS = ("Ċ", "ĉ")  # line feed and tab in byte-level BPE
 _CONTINUES = "##"  # WordPiece
@@ -39,8 +41,8 @@ class Vocabulary:
             elif token.startswith(_CONTINUES):
                 self.begins_word[value] = token == _CONTINUES
         self.special = torch.zeros(size, dtype=torch.bool)
-        """Which ids stand for no part of a text ``(vocabulary,)``; the unknown token stands for a word."""
-        self.special[[i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]] = True
+        """Which ids stand for no part of a text ``(vocabulary,)``."""
+        self.special[list(special_ids(tokenizer))] = True
 
     @cached_property
     def words(self) -> dict[str, int]:

@@ -26,6 +26,7 @@ class VREx(DomainDefense):
             defense; where only one is, the loss is the mean over domains meanwhile.
         warmup_steps: Optimizer steps of the warm-up.
         domain_key: Where a batch holds its rows' domains: a dict key or a tuple index.
+        label_key: Where a batch may hold its rows' classes, in the same way; it need not.
 
     Raises:
         ConfigError: If a setting is out of range; when fit starts or at the first batch, if there are
@@ -40,8 +41,9 @@ class VREx(DomainDefense):
         warmup_beta: float = 1.0,
         warmup_steps: int = 100,
         domain_key: str | int = "domain",
+        label_key: str | int = "labels",
     ) -> None:
-        super().__init__(domain_key)
+        super().__init__(domain_key, label_key)
         self.beta = expect("beta", beta, at_least=0)
         self.warmup_beta = expect("warmup_beta", warmup_beta, at_least=0)
         self.warmup_steps = expect("warmup_steps", warmup_steps, at_least=0, whole=True)

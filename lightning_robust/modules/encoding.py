@@ -18,6 +18,8 @@ from lightning_robust.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MARKS = ("pad", "bos", "eos", "cls", "sep", "mask")
+
 
 class TokenSpan(NamedTuple):
     """The characters that a token stands for: ``start`` to before ``end`` of a text, or of one text of a pair."""
@@ -124,6 +126,16 @@ def token_limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     return int(min(tokenizer.model_max_length, positions))
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids that stand for no part of a text.
+
+    The unknown token stands for a word, unless it is another special token as well (GPT-2's, or padding with it).
+    """
+    unknown = tokenizer.unk_token_id
+    others = [getattr(tokenizer, f"{name}_token_id", None) for name in _MARKS]
+    return frozenset(i for i in tokenizer.all_special_ids if i != unknown or unknown in others)
+
+
 def _parts(text: Text) -> tuple[str, ...]:
     parts = (text,) if isinstance(text, str) else tuple(text)
     if len(parts) not in (1, 2):
@@ -143,7 +155,7 @@ def _encode_columns(
         return_special_tokens_mask=True,
         return_offsets_mapping=spans,
     )
-    special_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    specials = special_ids(tokenizer)
     segments = batch.get("token_type_ids")
     for row, ids in enumerate(batch["input_ids"]):
         if not ids:
@@ -151,7 +163,7 @@ def _encode_columns(
             yield Encoded([_filler(tokenizer)], [True], None, [None] if spans else None)
             continue
         marked = batch["special_tokens_mask"][row]
-        special = [bool(mark) or token in special_ids for token, mark in zip(ids, marked, strict=True)]
+        special = [bool(mark) or token in specials for token, mark in zip(ids, marked, strict=True)]
         found = _spans(batch, row) if spans else None
         yield Encoded(list(ids), special, None if segments is None else list(segments[row]), found)
 

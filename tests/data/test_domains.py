@@ -63,6 +63,12 @@ def test_order_depends_on_seed_and_epoch_only():
     assert len({tuple(order(s, e)) for s in (0, 1) for e in (0, 1)}) == 4
 
 
+def test_domains_may_be_a_tensor():
+    numbers = [0, 1, 2, 1] * 4
+    expected = list(DomainBalancedSampler(numbers, 6))
+    assert list(DomainBalancedSampler(torch.tensor(numbers), 6)) == expected
+
+
 def test_processes_share_an_epoch():
     parts = [DomainBalancedSampler(DOMAINS, 4, num_replicas=2, rank=rank) for rank in (0, 1)]
     assert len(parts[0]) == len(parts[1])

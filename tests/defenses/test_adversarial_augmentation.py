@@ -531,6 +531,32 @@ def test_adversarial_rows_are_cut_where_the_loaded_ones_are(cut_at, tmp_path):
     assert again.state_dict() == defense.state_dict()
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_short_rows_are_no_sign_of_a_cut(cut, tmp_path):
+    module, _, examples = project("bert", False)
+    size = 6 if cut else 50
+    limits = []
+
+    class Noting(AdversarialAugmentation):
+        def on_train_batch_start(self, *args):
+            super().on_train_batch_start(*args)
+            limits.append(self._cut_at)
+
+    def tokenized(part):
+        texts = [text for text, _ in part]
+        batch = module.tokenizer(texts, padding=True, truncation=True, max_length=size, return_tensors="pt")
+        return {**batch, "labels": torch.tensor([label for _, label in part])}
+
+    examples = sorted(examples, key=lambda pair: len(pair[0]))
+    lengths = [len(ids) for ids in module.tokenizer([text for text, _ in examples])["input_ids"]]
+    assert max(lengths[:6]) < max(lengths)
+    # Of the short half and, where they are cut, some of the others.
+    data = DataLoader(examples[-6:] if cut else examples[:6], batch_size=6, collate_fn=tokenized)
+    defense = Noting(share=1.0, items=examples, progress=False)
+    train(module, [defense], tmp_path, data, max_epochs=2)
+    assert limits == [None, 6 if cut else None]
+
+
 def test_the_data_modules_examples_are_attacked(tmp_path):
     path = save_model(tmp_path / "model", "bert")
     module = RobustClassifier(Backbone(path), learning_rate=1e-3, warmup_ratio=0.0)

@@ -355,6 +355,50 @@ def test_domains_without_a_label_are_left_out_of_their_batch(name):
     assert all(p.isfinite().all() for p in ours.parameters())
 
 
+@pytest.mark.parametrize("name", ["VREx", "GroupDRO", "Fish"])
+def test_labels_may_stand_anywhere_in_the_batch(name):
+    class Tuples(PlainEncoder):
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch[0], batch[1]), batch[2])
+
+    data = []
+    for batch in loader(16, 8):
+        labels = torch.where(batch["domain"] == 2, -100, batch["labels"])
+        data.append((batch["input_ids"], batch["attention_mask"], labels, batch["domain"]))
+    module = Tuples()
+    defense = defense_classes()[name](domain_key=3, label_key=2)
+    fit(module, [defense], DataLoader(data, batch_size=None))
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["VREx", "GroupDRO"])
+def test_a_domain_weighs_by_its_labelled_rows(name):
+    defense = defense_classes()[name]()
+    batch = {"input_ids": torch.ones(5, 2), "labels": torch.tensor([0, -100, 1, -100, 1])}
+    assert defense.sizes(batch, torch.tensor([0, 0, 0, 1, -1])) == {0: 2, -1: 1}
+
+
+@pytest.mark.parametrize("name", ["GroupDRO", "WeightAveraging", "WiSEFT"])
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_fit_that_goes_on_equals_one_fit(name, evaluated, tmp_path):
+    cls = defense_classes()[name]
+    whole, parts = PlainEncoder().double(), PlainEncoder().double()
+    fit(whole, [cls()], max_epochs=3, precision="64-true")
+    trainer = fit(parts, [cls()], max_epochs=1, precision="64-true")
+    if evaluated:
+        trainer.save_checkpoint(tmp_path / "one.ckpt")
+        trainer.validate(parts, loader(), ckpt_path=tmp_path / "one.ckpt", weights_only=True, verbose=False)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(parts, loader())
+    assert_same_weights(parts, whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["WeightAveraging", "JTT", "LPFT"])
+def test_no_training_at_all_is_no_training_that_is_too_short(name):
+    settings = {} if name == "WeightAveraging" else {"head": "head"}
+    fit(PlainEncoder(), [defense_classes()[name](**settings)], max_epochs=0)
+
+
 @pytest.mark.parametrize("defenses", [[VREx()], [defense_classes()["Fish"]()]])
 @pytest.mark.parametrize("reduce_fx", ["sum", torch.sum, "min", torch.max, "mean"])
 def test_what_parts_of_a_batch_log_is_reduced_as_they_say(defenses, reduce_fx):

@@ -182,6 +182,15 @@ def test_resumed_training_ends_the_same(tmp_path):
         assert torch.equal(states[1]["classifier"][name], value)
 
 
+def test_a_fit_that_goes_on_keeps_the_classifier():
+    defense, module = dann(), PlainEncoder()
+    trainer = fit(module, [defense], max_epochs=1)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, loader())
+    (steps,) = {int(state["step"]) for state in defense.state_dict()["optimizer"]["state"].values()}
+    assert steps == trainer.global_step == 12
+
+
 def test_each_fit_starts_anew():
     defense, modules = dann(), [PlainEncoder(), PlainEncoder()]
     for module in modules:

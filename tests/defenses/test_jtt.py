@@ -261,6 +261,30 @@ def test_rows_that_a_defense_adds_leave_no_mark_on_the_others(same_ids):
         assert errors_of(jtt(), Adds(), *inner) == plain
 
 
+@pytest.mark.parametrize("same_ids", [True, False])
+def test_an_added_row_weighs_like_its_original_where_it_has_its_id(same_ids):
+    class Adds(Defense):
+        place = "data"
+
+        def training_loss(self, step, batch):
+            ids = batch["ids"] if same_ids else [f"new {name}" for name in batch["ids"]]
+            more = {k: torch.cat([v, v]) if k != "ids" else [*v, *ids] for k, v in batch.items()}
+            with self.chain.replacing(more):
+                return step(more)
+
+    weighed = []
+
+    class Spy(JTT):
+        def _weights_of(self, keys):
+            weighed.append(super()._weights_of(keys))
+            return weighed[-1]
+
+    fit(PlainEncoder(), [Adds(), Spy(head="head")], shuffled(True))
+    own, added = torch.stack(weighed).chunk(2, dim=1)
+    assert len(own.unique()) == 2
+    assert torch.equal(added, own if same_ids else own.min().expand_as(added))
+
+
 def test_rows_behind_the_loaded_ones_are_known_by_what_they_are():
     class Adds(Defense):
         def training_loss(self, step, batch):
@@ -417,6 +441,38 @@ def test_a_second_fit_keeps_nothing_of_the_first(tmp_path):
     with pytest.raises(ConfigError, match="goes on from a checkpoint that was made without it"):
         again.fit(PlainEncoder(), shuffled(True), ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
     assert not defense.state_dict()["wrong"]
+
+
+class FailsOnce(Callback):
+    def __init__(self):
+        self.failed = False
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if index == 2 and not self.failed:
+            self.failed = True
+            raise RuntimeError("out of memory")
+
+
+def test_a_fit_that_goes_on_after_an_error_goes_back_to_the_first_weights():
+    defense, module = jtt(), PlainEncoder()
+    first = copy.deepcopy(module.state_dict())
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[defense, FailsOnce()],
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.fit(module, shuffled(True))
+    assert trainer.global_step == 2
+    start = defense.state_dict()["start"]["weights"]
+    trainer.fit(module, shuffled(True))
+    assert defense.state_dict()["retraining"]
+    assert all(torch.equal(start[name], value) for name, value in first.items() if name in start)
+    assert {"embed.weight", "head.weight"} <= set(start)
 
 
 def test_only_what_trains_goes_back():

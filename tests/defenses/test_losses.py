@@ -1,12 +1,27 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lightning_robust.defenses import (
+    ALUM,
+    CORAL,
+    DANN,
+    IRM,
+    JTT,
+    LISA,
+    MMD,
+    R3F,
+    SIFT,
+    SMART,
+    TRADES,
+    Mixup,
+)
 from lightning_robust.defenses.focal_loss import FocalLoss
 from lightning_robust.defenses.freelb import FreeLB
 from lightning_robust.defenses.label_smoothing import LabelSmoothing
@@ -193,15 +208,41 @@ def test_missing_or_strange_labels_are_named():
         fit(PlainEncoder(), [FocalLoss(label_key="soft", head="head")], soft)
 
 
-def test_one_class_cannot_be_smoothed():
-    class OneLogit(PlainEncoder):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(5, 1)
+class OneLogit(PlainEncoder):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(5, 1)
 
-        def training_step(self, batch, batch_idx):
-            logits = self(batch["input_ids"], batch["attention_mask"])[:, 0]
-            return nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"].float())
+    def training_step(self, batch, batch_idx):
+        logits = self(batch["input_ids"], batch["attention_mask"])[:, 0]
+        return nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"].float())
 
-    with pytest.raises(ConfigError, match="Expected logits for 2 or more classes"):
-        fit(OneLogit(), [LabelSmoothing(head="head")])
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        R3F,
+        SMART,
+        SIFT,
+        ALUM,
+        TRADES,
+        IRM,
+        JTT,
+        FocalLoss,
+        LabelSmoothing,
+        LISA,
+        partial(Mixup, layers=["hidden"]),
+    ],
+)
+def test_one_logit_has_no_classes_to_compare(defense):
+    with pytest.raises(ConfigError, match="Expected logits for 2 or more classes from Linear, but got 1"):
+        fit(OneLogit(), [defense(head="head")])
+
+
+@pytest.mark.parametrize("defense", [CORAL, MMD, partial(DANN, num_domains=3)])
+def test_features_matter_before_one_logit_too(defense):
+    plain, defended = OneLogit(), OneLogit()
+    defended.load_state_dict(plain.state_dict())
+    fit(plain, [])
+    fit(defended, [defense(head="head")])
+    assert not torch.equal(plain.hidden.weight, defended.hidden.weight)

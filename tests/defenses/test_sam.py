@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
@@ -230,6 +231,21 @@ def test_each_process_has_its_own_epsilon_and_all_end_with_the_same_weights():
 def test_bad_settings(cls, settings, message):
     with pytest.raises(ConfigError, match=message):
         cls(**settings)
+
+
+def test_weights_are_put_back_where_no_backward_pass_follows():
+    """So in the last epoch of Lightning's averaging, which is for batch normalisation alone."""
+
+    class Normed(PlainEncoder):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Sequential(nn.BatchNorm1d(5), self.head)
+
+    module = Normed()
+    averaging = StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1, device=None)
+    fit(module, [averaging, SAM(rho=0.5)], max_epochs=3)
+    average = dict(averaging._average_model.named_parameters())
+    assert all(torch.equal(p, average[name]) for name, p in module.named_parameters())
 
 
 @pytest.mark.parametrize("two", [[SAM(), Fish()], [SAM(), ASAM()]])

@@ -8,7 +8,9 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from lightning_robust.data import TextDataModule, TextSource
 from lightning_robust.defenses.base import Defense
+from lightning_robust.defenses.perturbation import special_token_ids
 from lightning_robust.defenses.texts import (
+    cut_at,
     encode_like,
     length_limit,
     needed_tokenizer,
@@ -19,6 +21,7 @@ from lightning_robust.defenses.texts import (
 from lightning_robust.defenses.vocabulary import Vocabulary
 from lightning_robust.defenses.vrex import VREx
 from lightning_robust.errors import ConfigError
+from lightning_robust.modules.encoding import encode
 from tests.defenses.toy_words import Reader, text_batch, text_loader, toy_tokenizer
 from tests.defenses.training import fit
 from tests.foreign import PlainEncoder
@@ -210,3 +213,32 @@ def test_words_of_each_kind_of_vocabulary(tokens, continues):
     assert "good" in vocabulary.words
     assert vocabulary.words["good"] == 3
     assert not {"##s", "s"} & set(vocabulary.words) or tokens == ["good", "film", "s", ","]
+
+
+@pytest.mark.parametrize("role", ["pad", "eos"])
+def test_an_unknown_token_that_marks_something_else_is_no_word(role, tokenizer):
+    unknown = tokenizer.unk_token_id
+    module = PlainEncoder()
+    module.tokenizer = tokenizer
+    assert unknown not in special_token_ids(module, None)
+    assert not Vocabulary(tokenizer).special[unknown]
+    setattr(tokenizer, f"{role}_token", tokenizer.unk_token)
+    assert unknown in special_token_ids(module, None)
+    assert Vocabulary(tokenizer).special[unknown]
+    assert encode(tokenizer, ["qqqq"], 8)[0].special.count(False) == 0
+
+
+def test_only_the_beginning_of_a_longer_text_shows_a_cut(tokenizer):
+    texts = ["good film", "good film indeed", "a bad film", "a good film and a bad one"]
+
+    def rows(length):
+        found = [one.input_ids for one in encode(tokenizer, texts, length)]
+        longest = max(map(len, found))
+        return [row for row in found if len(row) == longest]
+
+    longest = len(rows(50)[0])
+    assert cut_at(rows(50), texts, tokenizer, 50) is None
+    assert cut_at(rows(longest - 1), texts, tokenizer, 50) == longest - 1
+    whole = encode(tokenizer, texts[:1], 50)[0].input_ids
+    assert cut_at([whole], texts, tokenizer, 50) is None  # also of «good film indeed» the beginning
+    assert cut_at([], texts, tokenizer, 50) is None

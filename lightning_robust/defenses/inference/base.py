@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lightning_robust.attacks.goal import noise
-from lightning_robust.attacks.oracle import VictimLike
+from lightning_robust.attacks.oracle import VictimLike, checked_probabilities
 from lightning_robust.data.items import Text
 from lightning_robust.data.sampling import stable_hash
 from lightning_robust.defenses.settings import settings_of
@@ -138,6 +138,23 @@ class InferenceDefense(ABC):
     def _victims(self) -> list[VictimLike]:
         return [self.victim]
 
+    def _confirmed(
+        self,
+        texts: Sequence[Text],
+        answers: Tensor | None,
+        independent: Callable[[Text], list[Text]],
+        max_batch_tokens: int | None,
+        max_batch_size: int | None,
+    ) -> Iterator[tuple[Text, int]]:
+        """Yield each text with the number of its independent copies that get the class that it is answered by."""
+        if not texts:
+            return
+        limits = (max_batch_tokens, max_batch_size)
+        predicted = (self.predict_packed(texts, *limits) if answers is None else answers).argmax(dim=1)
+        asked = ((text, independent(text)) for text in texts)
+        for label, (text, found) in zip(predicted.tolist(), self._answers(asked, *limits), strict=True):
+            yield text, votes(found).tolist().count(label)
+
     def _answers(
         self,
         asked: Iterator[tuple[Text, list[Text]]],
@@ -174,15 +191,17 @@ def ask(
         AttackError: If it answers with something else.
     """
     packed = getattr(victim, "predict_packed", None)
-    if callable(packed) or not texts:
-        call = packed if callable(packed) else lambda _texts, *_limits: torch.empty(0, 0)
-        return _probabilities(call(texts, max_batch_tokens, max_batch_size), len(texts))
+    if not texts:
+        return packed(texts).float().cpu() if callable(packed) else torch.empty(0, 0)
+    if callable(packed):
+        return checked_probabilities(packed(texts, max_batch_tokens, max_batch_size), texts)
     lengths = [sum(map(len, text)) // 3 + 3 for text in texts]
     order: list[int] = []
     rows: list[Tensor] = []
     for batch in pack(lengths, max_batch_tokens or _BATCH_TOKENS, max_batch_size):
         order += batch
-        rows.append(_probabilities(victim([texts[i] for i in batch]), len(batch)))
+        asked = [texts[i] for i in batch]
+        rows.append(checked_probabilities(victim(asked), asked))
     answers = torch.cat(rows)
     return torch.empty_like(answers).index_copy_(0, torch.tensor(order), answers)
 
@@ -252,22 +271,6 @@ def _groups(asked: Iterator[tuple[Text, list[Text]]]) -> Iterator[list[tuple[Tex
             group, size = [], 0
     if group:
         yield group
-
-
-def _probabilities(answer: Any, rows: int) -> Tensor:
-    try:
-        several = isinstance(answer, list | tuple) and any(isinstance(row, Tensor) for row in answer)
-        found = torch.stack(list(answer)) if several else torch.as_tensor(answer)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise AttackError(
-            f"Expected probabilities from the victim, but got {answer!r:.120}: {error}."
-        ) from error
-    if found.ndim != 2 or found.shape[0] != rows:
-        raise AttackError(
-            f"Expected the victim to return probabilities of shape ({rows}, classes) for {rows} texts, but got "
-            f"{tuple(found.shape)}."
-        )
-    return found.detach().float().cpu()
 
 
 def _state_key(victim: VictimLike) -> str | None:

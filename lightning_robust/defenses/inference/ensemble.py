@@ -26,6 +26,9 @@ from lightning_robust.errors import ConfigError, did_you_mean
 from lightning_robust.modules.loading import reading, seeded
 from lightning_robust.modules.victim import Victim, evaluating
 
+_LOADED = "_robust_adapters"
+"""Attribute of a PEFT model: the names of the adapters that were loaded, by folder and its last change."""
+
 
 class Ensemble(InferenceDefense):
     """Averages the probabilities of several victims, or counts their votes.
@@ -84,7 +87,8 @@ class Ensemble(InferenceDefense):
         """Return an ensemble of PEFT adapters that share one backbone.
 
         Adapters are switched for each call; afterwards the one that was active is so again. Those that are
-        loaded stay in the model, frozen; a model without PEFT gets its layers wrapped.
+        loaded stay in the model, frozen, and are not loaded again until their folder changes; a model without PEFT
+        gets its layers wrapped.
 
         Args:
             model: The backbone, or a PEFT model of it.
@@ -193,24 +197,31 @@ def _trainable_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _with_adapters(model: Any, adapters: list[str]) -> tuple[Any, list[str]]:
-    """Load those adapters that are folders; return the PEFT model and the name of each."""
+    """Load those adapters that are folders, each once; return the PEFT model and the name of each."""
     from peft import PeftModel
 
-    names = []
+    names: list[str] = []
     for adapter in adapters:
         if isinstance(model, PeftModel) and adapter in model.peft_config:
             names.append(adapter)
             continue
-        if not (Path(adapter).expanduser() / "adapter_config.json").is_file():
+        folder = Path(adapter).expanduser().resolve()
+        if not (folder / "adapter_config.json").is_file():
             there = list(model.peft_config) if isinstance(model, PeftModel) else []
             raise ConfigError(
                 f"Expected the folder of an adapter or one of the adapters {', '.join(there) or '(none)'}, but got "
                 f"{adapter!r}.{did_you_mean(adapter, there)}"
             )
+        version = f"{folder}:{max(file.stat().st_mtime_ns for file in folder.iterdir())}"
+        known: dict[str, str] = vars(model).get(_LOADED, {})
+        if known.get(version) in getattr(model, "peft_config", ()):
+            names.append(known[version])
+            continue
         taken = model.peft_config if isinstance(model, PeftModel) else ()
         # A name is part of the parameters' names, in which dots separate.
         names.append(next(n for i in range(len(taken) + 1) if (n := f"member{i}") not in taken))
-        model = _load(model, str(Path(adapter).expanduser()), names[-1])
+        model = _load(model, str(folder), names[-1])
+        vars(model).setdefault(_LOADED, {})[version] = names[-1]
     return model, names
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from math import comb
 from typing import Any, ClassVar, Literal
 
+from torch import Tensor
+
 from lightning_robust.attacks.oracle import VictimLike
 from lightning_robust.data.items import Text
 from lightning_robust.defenses.checks import expect, expect_seed
@@ -19,7 +21,6 @@ from lightning_robust.defenses.inference.base import (
     like,
     lower_bound,
     parts_of,
-    votes,
 )
 from lightning_robust.errors import ConfigError
 
@@ -94,30 +95,30 @@ class RandomMaskVote(InferenceDefense):
         return self._masked(text, self.num_copies, generator(self.seed, "prediction", text))
 
     def certificates(
-        self, texts: Sequence[Text], max_batch_tokens: int | None = None, max_batch_size: int | None = None
+        self,
+        texts: Sequence[Text],
+        answers: Tensor | None = None,
+        max_batch_tokens: int | None = None,
+        max_batch_size: int | None = None,
     ) -> list[Certificate | None]:
         """Return how many words of each text may be replaced by any others; None where none are made.
 
         Args:
             texts: Texts and pairs, whose words are counted together.
+            answers: What this defense answers to them ``(len(texts), classes)``, where it was asked before.
             max_batch_tokens: As in `predict_packed`.
             max_batch_size: As in `predict_packed`.
         """
         if self._combine != "vote" or not self.certificate_copies:
             return [None] * len(texts)
-        asked = ((text, self.copies(text) + self._independent(text)) for text in texts)
-        return [
-            self._certificate(text, votes(answers).tolist())
-            for text, answers in self._answers(asked, max_batch_tokens, max_batch_size)
-        ]
+        confirmed = self._confirmed(texts, answers, self._independent, max_batch_tokens, max_batch_size)
+        return [self._certificate(text, count) for text, count in confirmed]
 
     def _independent(self, text: Text) -> list[Text]:
         return self._masked(text, self.certificate_copies, generator(self.seed, "certificate", text))
 
-    def _certificate(self, text: Text, found: list[int]) -> Certificate:
-        prediction, independent = found[: self.num_copies], found[self.num_copies :]
-        top = min(set(prediction), key=lambda label: (-prediction.count(label), label))
-        bound = lower_bound(independent.count(top), len(independent), self.alpha)
+    def _certificate(self, text: Text, confirmed: int) -> Certificate:
+        bound = lower_bound(confirmed, self.certificate_copies, self.alpha)
         words = sum(len(part.split()) for part in parts_of(text))
         return Certificate(certified_radius(bound, words, self._kept(words)), 1 - self.alpha)
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+from torch import Tensor
+
 from lightning_robust.attacks.attacked_text import word_spans
 from lightning_robust.attacks.oracle import VictimLike
 from lightning_robust.data.items import Text
@@ -19,7 +21,6 @@ from lightning_robust.defenses.inference.base import (
     like,
     lower_bound,
     parts_of,
-    votes,
 )
 from lightning_robust.defenses.synonyms import Synonyms, load_synonyms
 
@@ -90,28 +91,30 @@ class SynonymSmoothing(InferenceDefense):
         return self._drawn(text, self.num_copies, "prediction")
 
     def certificates(
-        self, texts: Sequence[Text], max_batch_tokens: int | None = None, max_batch_size: int | None = None
+        self,
+        texts: Sequence[Text],
+        answers: Tensor | None = None,
+        max_batch_tokens: int | None = None,
+        max_batch_size: int | None = None,
     ) -> list[Certificate | None]:
         """Return how many words of each text may be replaced by their synonyms; None where none are made.
 
         Args:
             texts: Texts and pairs, whose words are counted together.
+            answers: What this defense answers to them ``(len(texts), classes)``, where it was asked before.
             max_batch_tokens: As in `predict_packed`.
             max_batch_size: As in `predict_packed`.
         """
-        number = self.certificate_copies
-        if self._combine != "vote" or not number:
+        if self._combine != "vote" or not self.certificate_copies:
             return [None] * len(texts)
-        asked = ((text, self.copies(text) + self._drawn(text, number, "certificate")) for text in texts)
-        return [
-            self._certificate(text, votes(answers).tolist())
-            for text, answers in self._answers(asked, max_batch_tokens, max_batch_size)
-        ]
+        confirmed = self._confirmed(texts, answers, self._independent, max_batch_tokens, max_batch_size)
+        return [self._certificate(text, count) for text, count in confirmed]
 
-    def _certificate(self, text: Text, found: list[int]) -> Certificate:
-        prediction, independent = found[: self.num_copies], found[self.num_copies :]
-        top = min(set(prediction), key=lambda label: (-prediction.count(label), label))
-        bound = lower_bound(independent.count(top), len(independent), self.alpha)
+    def _independent(self, text: Text) -> list[Text]:
+        return self._drawn(text, self.certificate_copies, "certificate")
+
+    def _certificate(self, text: Text, confirmed: int) -> Certificate:
+        bound = lower_bound(confirmed, self.certificate_copies, self.alpha)
         overlaps = [self._overlap(word) for part in parts_of(text) for word in _words(part)]
         return Certificate(certified_radius(bound, overlaps), 1 - self.alpha)
 

@@ -109,7 +109,7 @@ def change_words(text: str, rng: random.Random, rate: float) -> str:
         change = rng.random() < rate
         if change and i + 1 < len(words) and rng.random() < 0.5:
             words[i], words[i + 1] = words[i + 1], words[i]
-        elif change and len(kept) + len(words) - i > 1:
+        elif change and (any(kept) or any(words[i + 1 :])):
             continue
         kept.append(words[i])
     return " ".join(kept)

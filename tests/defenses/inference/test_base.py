@@ -181,8 +181,44 @@ def test_foreign_victims_are_asked_in_batches() -> None:
     assert max(victim.batches) == 3
     torch.testing.assert_close(ask(lambda batch: list(victim(batch)), texts), whole)
     torch.testing.assert_close(ask(lambda batch: victim(batch).numpy(), texts), whole)
-    with pytest.raises(AttackError, match=r"of shape \(2, classes\) for 2 texts, but got \(1, 2\)"):
+    with pytest.raises(AttackError, match=r"of shape \(2, 2\) for 2 texts.* but got \(1, 2\)"):
         ask(lambda batch: victim(batch[:1]), texts[:2])
+
+
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([-3.0, 3.0], "not negative"),
+        ([0.5, 3.0], "that sum to 1"),
+        ([float("nan"), 0.5], "finite"),
+        ([1.0], "two or more classes"),
+    ],
+)
+def test_what_is_no_probabilities_gets_no_vote(number: int, row: list[float], message: str) -> None:
+    defense = defenses(lambda texts: torch.tensor([row] * len(texts)))[number]
+    with pytest.raises(AttackError, match=message):
+        defense(TEXTS[:2])
+
+
+def test_probabilities_of_half_precision_may_be_rounded() -> None:
+    answer = torch.tensor([[0.3, 0.71]])
+    with pytest.raises(AttackError, match="that sum to 1"):
+        ask(lambda texts: answer, ["a"])
+    torch.testing.assert_close(ask(lambda texts: answer.half(), ["a"]).sum(dim=1), torch.ones(1))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_certificates_ask_only_for_independent_copies_where_the_answers_are_known(number: int) -> None:
+    watched = Watched(NgramVictim(0.3))
+    defense: Any = defenses(watched)[number]
+    expected = defense.certificates(TEXTS)
+    answers = defense(TEXTS)
+    watched.calls.clear()
+    assert defense.certificates(TEXTS, answers) == expected
+    (asked,) = watched.calls
+    assert set(asked) == {copy for text in TEXTS for copy in defense._independent(text)}
+    assert defense.certificates([]) == []
 
 
 def test_no_text_is_no_error() -> None:

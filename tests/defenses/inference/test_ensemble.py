@@ -124,6 +124,21 @@ def test_memory_holds_one_backbone(adapters: list[str]) -> None:
     assert adapter < backbone / 4
 
 
+def test_a_folder_is_loaded_again_only_after_a_change(adapters: list[str], tmp_path: Path) -> None:
+    model: Any = lora(tiny_model(), 7)
+    changing = tmp_path / "adapter"
+    lora(tiny_model(), 4).save_pretrained(changing)
+    folders = [adapters[0], str(changing)]
+    first = Ensemble.from_adapters(model, tiny_tokenizer(), folders)(TEXTS)
+    assert torch.equal(Ensemble.from_adapters(model, tiny_tokenizer(), folders)(TEXTS), first)
+    assert list(model.peft_config) == ["default", "member0", "member1"]
+    lora(tiny_model(), 5).save_pretrained(changing)
+    assert not torch.equal(Ensemble.from_adapters(model, tiny_tokenizer(), folders)(TEXTS), first)
+    model.delete_adapter("member0")
+    Ensemble.from_adapters(model, tiny_tokenizer(), folders)
+    assert sorted(model.peft_config) == ["default", "member0", "member1", "member2"]
+
+
 def test_what_is_active_is_so_again_after_an_error(
     adapters: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,6 +232,26 @@ def test_a_text_that_cannot_be_answered_has_no_certificate() -> None:
     assert metrics(records)["clean/accuracy"] == 0
 
 
+def test_what_fails_in_a_certificate_costs_that_item_its_certificate_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def victim(texts: list[str]) -> torch.Tensor:
+        if any(text.startswith("_ _") for text in texts):
+            raise ZeroDivisionError("no word")
+        return torch.tensor([[0.2, 0.8]] * len(texts))
+
+    vote = RandomMaskVote(victim, 0.5, num_copies=1, mask_token="_", seed=1)
+    texts = ["one two three four five", "film"]
+    assert not any(copy.startswith("_ _") for text in texts for copy in vote.copies(text))
+    items = tuple(Item(str(i), text, 1) for i, text in enumerate(texts))
+    records = Evaluation([Environment("clean", "clean", items)]).run(vote, When("run"))
+    assert [r.correct for r in records] == [True, True]
+    assert [r.certificate_confidence for r in records] == [None, 0.95]
+    assert [r.getMessage() for r in caplog.records if "certificate" in r.getMessage()] == [
+        "1 of 2 items of «clean» have no certificate; the first: the victim raised ZeroDivisionError: no word."
+    ]
+
+
 def test_from_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     demo = {"path": "demo", "num_examples": 12}

@@ -75,6 +75,8 @@ def test_words_are_deleted_or_swapped() -> None:
     for _ in range(50):
         assert change_words("one two three", rng, 1.0)
         assert change_words("one", rng, 1.0) == "one"
+        assert change_words("one ", rng, 1.0).strip() == "one"
+        assert change_words(" one two", rng, 1.0).strip()
 
 
 def test_it_can_be_attacked() -> None:
